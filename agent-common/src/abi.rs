@@ -1,0 +1,539 @@
+//! Records that cross the ring buffer and values user space puts into maps.
+//!
+//! Every struct is `repr(C)`, 8-byte aligned, without implicit padding, and its size is asserted at compile time:
+//! both sides are built from this file. All integers are in the machine's own order, ports included, except
+//! addresses, which are in network order as the kernel keeps them.
+
+#[cfg(feature = "host")]
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Version of this layout; a record with another one is refused by `decode`.
+pub const ABI_VERSION: u8 = 1;
+
+/// Longest path kept, in bytes. A longer one is cut and `EXCHANGE_PATH_CUT` is set.
+pub const PATH_BYTES: usize = 256;
+/// Longest method token kept, in bytes.
+pub const METHOD_BYTES: usize = 16;
+/// Longest text in a [`TextRecord`], in bytes: a tracestate within the W3C limit of 512 characters and more.
+pub const TEXT_BYTES: usize = 768;
+/// How many request header names an operator may list.
+pub const KEPT_HEADERS: usize = 8;
+/// Longest listed header name, in bytes.
+pub const KEPT_NAME_BYTES: usize = 32;
+/// Longest value kept of a listed header, in bytes (contract.md, `http.request.header.<name>`).
+pub const KEPT_VALUE_BYTES: usize = 128;
+
+/// What a ring record is: [`RecordHeader::kind`].
+pub mod kind {
+    /// An [`super::ExchangeRecord`].
+    pub const EXCHANGE: u8 = 1;
+    /// A [`super::TextRecord`].
+    pub const TEXT: u8 = 2;
+    /// A [`super::ProcessRecord`].
+    pub const PROCESS: u8 = 3;
+    /// A [`super::LinkRecord`].
+    pub const LINK: u8 = 4;
+}
+
+/// First 16 bytes of every ring record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct RecordHeader {
+    /// Counts up by one per CPU, reserved or not: a hole is a lost record.
+    pub seq: u64,
+    /// CPU the record was written on.
+    pub cpu: u16,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// [`ABI_VERSION`].
+    pub version: u8,
+    /// Length of the whole record in bytes, this header included.
+    pub len: u32,
+}
+
+/// Which end of the connection the traced process is: [`ExchangeRecord::side`].
+pub mod side {
+    /// It received the request.
+    pub const SERVER: u8 = 1;
+    /// It sent the request.
+    pub const CLIENT: u8 = 2;
+}
+
+/// How an exchange ended: [`ExchangeRecord::outcome`].
+pub mod outcome {
+    /// The response came to its end.
+    pub const COMPLETE: u8 = 0;
+    /// The connection was closed in order before the response was complete.
+    pub const CLOSED: u8 = 1;
+    /// The connection was reset.
+    pub const RESET: u8 = 2;
+    /// No byte for longer than the deadline.
+    pub const TIMEOUT: u8 = 3;
+    /// The connect was refused; nothing was sent.
+    pub const CONNECT_REFUSED: u8 = 4;
+    /// The connect timed out; nothing was sent.
+    pub const CONNECT_TIMEOUT: u8 = 5;
+    /// The connect was reset or given up; nothing was sent.
+    pub const CONNECT_RESET: u8 = 6;
+    /// The stream was upgraded (101) or turned into a tunnel (CONNECT): opaque afterwards.
+    pub const UPGRADED: u8 = 7;
+    /// The socket went out of step inside this exchange and is opaque from now on.
+    pub const OUT_OF_STEP: u8 = 8;
+    /// The process ended before the response was complete.
+    pub const EXIT: u8 = 9;
+}
+
+/// What is spoken: [`ExchangeRecord::protocol`].
+pub mod protocol_id {
+    /// HTTP/1.0 or 1.1.
+    pub const HTTP1: u8 = 1;
+    /// Not understood or encrypted: one turn of an opaque call.
+    pub const OPAQUE: u8 = 2;
+    /// A connect that failed: no protocol was spoken.
+    pub const CONNECT: u8 = 3;
+    /// An opaque call that began with a TLS record.
+    pub const TLS: u8 = 4;
+}
+
+/// Address family: [`ExchangeRecord::family`].
+pub mod family {
+    /// IPv4: the first 4 bytes of the address.
+    pub const INET: u8 = 2;
+    /// IPv6: 16 bytes.
+    pub const INET6: u8 = 10;
+    /// Stream unix socket: no address.
+    pub const UNIX: u8 = 1;
+}
+
+/// Where an inbound context was read: [`ExchangeRecord::context_format`].
+pub mod context_format {
+    /// No context came in a header.
+    pub const NONE: u8 = 0;
+    /// W3C `traceparent`.
+    pub const W3C: u8 = 1;
+    /// B3, single or multi.
+    pub const B3: u8 = 2;
+    /// Jaeger `uber-trace-id`.
+    pub const JAEGER: u8 = 3;
+    /// `x-amzn-trace-id`.
+    pub const XRAY: u8 = 4;
+    /// `x-datadog-trace-id` and its companions.
+    pub const DATADOG: u8 = 5;
+}
+
+/// By what the kernel side names the open request that caused a client exchange: [`ExchangeRecord::cause`].
+pub mod cause {
+    /// No evidence.
+    pub const NONE: u8 = 0;
+    /// The thread that sent it had read that request and not answered it.
+    pub const THREAD: u8 = 1;
+    /// As `THREAD`, inherited by a child process forked while the request was open.
+    pub const PROCESS: u8 = 2;
+    /// nginx: the immediately preceding receive on the worker thread, or inherited at connect().
+    pub const IO: u8 = 3;
+    /// The outgoing head carries a (trace id, parent id) that came in on that request.
+    pub const HEADER: u8 = 4;
+}
+
+/// Bits of [`ExchangeRecord::flags`].
+pub mod flag {
+    /// The path was cut at [`super::PATH_BYTES`].
+    pub const PATH_CUT: u32 = 1;
+    /// The socket was blocking when the request was read (O_NONBLOCK clear), on the server side.
+    pub const BLOCKING: u32 = 1 << 1;
+    /// Two open requests on the unit of execution: the cause is not to be used.
+    pub const AMBIGUOUS: u32 = 1 << 2;
+    /// The cause's request had been read whole when this exchange began.
+    pub const CAUSE_COMPLETE: u32 = 1 << 3;
+    /// The cause's inbound socket was blocking when it was read.
+    pub const CAUSE_BLOCKING: u32 = 1 << 4;
+    /// `trace_id` was taken over from the cause at request time (the process's class allowed it).
+    pub const ADOPTED_CAUSE: u32 = 1 << 5;
+    /// `trace_id` was taken over from the other end of the wire at request time.
+    pub const ADOPTED_WIRE: u32 = 1 << 6;
+    /// `trace_id` was read from a header (see `context_format`).
+    pub const ADOPTED_HEADER: u32 = 1 << 7;
+    /// More than one traceparent line, or an invalid one: a header was seen and refused.
+    pub const CONTEXT_INVALID: u32 = 1 << 8;
+    /// HTTP/1.0 (else 1.1).
+    pub const HTTP10: u32 = 1 << 9;
+    /// This socket was older than the agent and joined at a proven boundary.
+    pub const LATE_JOIN: u32 = 1 << 10;
+    /// `request_body_bytes` is known (declared or counted to its end).
+    pub const REQUEST_SIZE_KNOWN: u32 = 1 << 11;
+    /// `response_body_bytes` is known.
+    pub const RESPONSE_SIZE_KNOWN: u32 = 1 << 12;
+    /// A configured user-agent prefix matched: drop in user space, counted as excluded.
+    pub const EXCLUDED_USER_AGENT: u32 = 1 << 13;
+    /// The process was not classified when the request began: records are kept or dropped once it is.
+    pub const UNCLASSIFIED: u32 = 1 << 14;
+    /// The other end of this connection belongs to the agent itself: never a span.
+    pub const OWN_TRAFFIC: u32 = 1 << 15;
+    /// The process served a captured request earlier (a parentless client span is then `unknown`, not `root`).
+    pub const PROCESS_SERVES: u32 = 1 << 16;
+    /// The process was demoted: a thread rule contradicted itself here; causes by thread are not to be used.
+    pub const DEMOTED: u32 = 1 << 17;
+    /// The peer of this connection is a socket of this node that some captured process holds.
+    pub const WIRE_MATCHED: u32 = 1 << 18;
+    /// The sampled bit of the context (header, cause or wire; else our own decision: 1).
+    pub const SAMPLED: u32 = 1 << 19;
+    /// The random-trace-id bit of the context (W3C Level 2).
+    pub const RANDOM: u32 = 1 << 20;
+    /// The wire key is valid (TCP: both numbers were readable; unix: peer and byte position).
+    pub const WIRE_KEY: u32 = 1 << 21;
+    /// The method was longer than [`super::METHOD_BYTES`] and cut.
+    pub const METHOD_CUT: u32 = 1 << 22;
+    /// The request was the last the agent could pair: pipelined deeper than it keeps.
+    pub const PIPELINED: u32 = 1 << 23;
+}
+
+/// One exchange: a request with its response, or what became of it. Timestamps are CLOCK_MONOTONIC nanoseconds
+/// (`bpf_ktime_get_ns`); 0 means that it never happened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct ExchangeRecord {
+    /// Kind [`kind::EXCHANGE`].
+    pub header: RecordHeader,
+    /// First byte of the request, as this side saw it.
+    pub request_first_ns: u64,
+    /// Last byte of the request.
+    pub request_last_ns: u64,
+    /// First byte of the (final) response.
+    pub response_first_ns: u64,
+    /// Last byte of the response, or the end of the exchange otherwise (`outcome`).
+    pub response_last_ns: u64,
+    /// Trace id the exchange bears.
+    pub trace_id: [u8; 16],
+    /// This span's id.
+    pub span_id: [u8; 8],
+    /// Parent id read from the header, zero if none.
+    pub header_parent_id: [u8; 8],
+    /// Server span id of the open request that caused this client exchange, zero if none.
+    pub cause_span_id: [u8; 8],
+    /// That request's trace id.
+    pub cause_trace_id: [u8; 16],
+    /// Span id of the other end of the wire, zero if it was not met in the kernel.
+    pub wire_span_id: [u8; 8],
+    /// Trace id the other end bore when they met.
+    pub wire_trace_id: [u8; 16],
+    /// Wire key of the request's first byte: client (seq << 32 | ack), the same at both ends.
+    pub wire_key: u64,
+    /// Hash of the tenant header's value, 0 if none: see [`TextRecord`] with [`text::TENANT`].
+    pub tenant: u64,
+    /// Body bytes of the request (opaque: bytes sent).
+    pub request_body_bytes: u64,
+    /// Body bytes of the response (opaque: bytes received).
+    pub response_body_bytes: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// cgroup v2 id of the task.
+    pub cgroup_id: u64,
+    /// Local address, network order.
+    pub local_addr: [u8; 16],
+    /// Remote address, network order.
+    pub remote_addr: [u8; 16],
+    /// Local port.
+    pub local_port: u16,
+    /// Remote port.
+    pub remote_port: u16,
+    /// Inode of the socket's network namespace.
+    pub netns: u32,
+    /// Thread group id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// Hash of the Host header's value in lower case, 0 if none: same logical target, never the text.
+    pub host_hash: u32,
+    /// How many exchanges this socket had before.
+    pub ordinal: u32,
+    /// Status code, 0 if none.
+    pub status: u16,
+    /// Bytes of `path` in use.
+    pub path_len: u16,
+    /// [`side`].
+    pub side: u8,
+    /// [`outcome`].
+    pub outcome: u8,
+    /// [`protocol_id`].
+    pub protocol: u8,
+    /// [`family`].
+    pub family: u8,
+    /// [`context_format`].
+    pub context_format: u8,
+    /// [`cause`].
+    pub cause: u8,
+    /// Bytes of `method` in use.
+    pub method_len: u8,
+    /// [`ProcessClass`] of the process as the kernel side knew it.
+    pub class: u8,
+    /// Errno of a failed connect or reset, 0 if none.
+    pub errno: u16,
+    /// Zero.
+    pub reserved: [u8; 6],
+    /// Method token.
+    pub method: [u8; METHOD_BYTES],
+    /// Path without query.
+    pub path: [u8; PATH_BYTES],
+}
+
+/// What a [`TextRecord`] carries.
+pub mod text {
+    /// The tracestate that came with the adopted traceparent; `index` is 0.
+    pub const TRACESTATE: u8 = 1;
+    /// A listed request header; `index` is its place in the configuration's list.
+    pub const HEADER: u8 = 2;
+    /// The tenant header's value; `hash` is what [`super::ExchangeRecord::tenant`] refers to.
+    pub const TENANT: u8 = 3;
+    /// The user agent, asked for only where an exclusion's glob is more than a prefix. Never exported.
+    pub const USER_AGENT: u8 = 4;
+}
+
+/// A text that belongs to an exchange, sent when its head is complete, before the exchange's own record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct TextRecord {
+    /// Kind [`kind::TEXT`].
+    pub header: RecordHeader,
+    /// The exchange's span id.
+    pub span_id: [u8; 8],
+    /// Hash of the text ([`text::TENANT`]).
+    pub hash: u64,
+    /// One of [`text`].
+    pub what: u8,
+    /// See [`text`].
+    pub index: u8,
+    /// Bytes of `bytes` in use.
+    pub len: u16,
+    /// 1 if the value was longer and was cut.
+    pub cut: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// The text.
+    pub bytes: [u8; TEXT_BYTES],
+}
+
+/// Why a [`ProcessRecord`] was sent.
+pub mod process_event {
+    /// First head seen of a process that user space has not classified.
+    pub const SEEN: u8 = 1;
+    /// The process ended.
+    pub const EXIT: u8 = 2;
+    /// The process replaced its image.
+    pub const EXEC: u8 = 3;
+    /// The thread rule contradicted itself in this process.
+    pub const DEMOTED: u8 = 4;
+}
+
+/// Something about a process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct ProcessRecord {
+    /// Kind [`kind::PROCESS`].
+    pub header: RecordHeader,
+    /// When.
+    pub time_ns: u64,
+    /// cgroup v2 id of the task.
+    pub cgroup_id: u64,
+    /// Thread group id.
+    pub pid: u32,
+    /// Parent's thread group id, 0 if unknown.
+    pub parent_pid: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// One of [`process_event`].
+    pub event: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// `task->comm`.
+    pub comm: [u8; 16],
+    /// The path that was executed, NUL-terminated, empty if not seen.
+    pub filename: [u8; 128],
+}
+
+/// Two traces turned out to be one: the ends of a wire met after each had its own trace id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct LinkRecord {
+    /// Kind [`kind::LINK`].
+    pub header: RecordHeader,
+    /// The key they met by.
+    pub wire_key: u64,
+    /// The client's trace id.
+    pub client_trace_id: [u8; 16],
+    /// The client's span id.
+    pub client_span_id: [u8; 8],
+    /// The server's trace id.
+    pub server_trace_id: [u8; 16],
+    /// The server's span id.
+    pub server_span_id: [u8; 8],
+}
+
+/// What user space found out about a process, written into the map PROCESSES: which rules its parents may rest on.
+/// DESIGN.md 2, promise 2; correlation.md, "Known to be thread-per-request".
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProcessClass {
+    /// Not looked at yet: evidence is recorded, nothing is decided.
+    Unclassified = 0,
+    /// Looked at; no rule holds (an unknown program, or one whose parents are not known how to find).
+    Other = 1,
+    /// A thread serves one request at a time, and sockets are blocking when it does (Python with threads or sync
+    /// workers).
+    ThreadPerRequest = 2,
+    /// One process, one thread, one request at a time (Apache prefork with mod_php, CGI).
+    ProcessPerRequest = 3,
+    /// As `ThreadPerRequest`, with sockets that are non-blocking by the runtime's habit: only requests read whole by
+    /// the thread count (Ruby).
+    ThreadReadsWhole = 4,
+    /// nginx: the receive rule.
+    Nginx = 5,
+    /// A runtime whose parents need a rule of its own, built later: recognised and not guessed (Node, asyncio).
+    EventLoop = 6,
+    /// Go: recognised and not guessed.
+    Go = 7,
+    /// JVM: recognised and not guessed.
+    Jvm = 8,
+    /// A proxy for which only header equality holds (HAProxy, Envoy, Apache event MPM).
+    Proxy = 9,
+}
+
+impl ProcessClass {
+    /// The class a byte stands for; an unknown one is `Other`, which allows nothing.
+    pub const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Unclassified,
+            2 => Self::ThreadPerRequest,
+            3 => Self::ProcessPerRequest,
+            4 => Self::ThreadReadsWhole,
+            5 => Self::Nginx,
+            6 => Self::EventLoop,
+            7 => Self::Go,
+            8 => Self::Jvm,
+            9 => Self::Proxy,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Bits of [`ProcessValue::flags`].
+pub mod process_flag {
+    /// The process is the agent or is excluded as a whole: admit refuses it.
+    pub const EXCLUDED: u8 = 1;
+    /// It has served a captured request.
+    pub const SERVES: u8 = 2;
+    /// A thread rule contradicted itself: thread causes are not to be used, for good.
+    pub const DEMOTED: u8 = 4;
+}
+
+/// Value of the map PROCESSES (key: thread group id, u32).
+///
+/// Selectors: user space numbers the items of `capture.include` and `capture.exclude` (at most 32 each) and puts the
+/// items whose process part matches into the masks; the kernel side ANDs them with the socket's port mask
+/// ([`PortValue`]). With no include item at all, user space sets every bit of `include`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct ProcessValue {
+    /// Include items whose process part matches.
+    pub include: u32,
+    /// Exclude items whose process part matches.
+    pub exclude: u32,
+    /// [`ProcessClass`].
+    pub class: u8,
+    /// Bits of [`process_flag`].
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 6],
+}
+
+/// Value of the map PORTS (key: port, u16): which selector items name that port. Items without a port are in
+/// [`Settings::include_any_port`] and [`Settings::exclude_any_port`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct PortValue {
+    /// Include items that name this port.
+    pub include: u32,
+    /// Exclude items that name this port.
+    pub exclude: u32,
+}
+
+/// A listed header name, in lower case and zero-filled: compared eight bytes at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct HeaderName {
+    /// The name's bytes, little endian, zero after the end.
+    pub words: [u64; KEPT_NAME_BYTES / 8],
+    /// Length in bytes; 0: slot not used.
+    pub len: u32,
+    /// 1: this is the tenant header.
+    pub tenant: u8,
+    /// 1: its value is kept as `http.request.header.<name>`.
+    pub keep: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// Bits of [`Settings::flags`].
+pub mod setting {
+    /// Capture is on.
+    pub const CAPTURE: u32 = 1;
+    /// Calls on protocols not understood, made while serving a traced request, become opaque records.
+    pub const OPAQUE: u32 = 2;
+    /// The path leaves the kernel (`capture.paths` is not `off`).
+    pub const PATHS: u32 = 4;
+    /// The user agent is sent as text (an exclusion's glob is more than a prefix).
+    pub const USER_AGENT_TEXT: u32 = 8;
+}
+
+/// How many user-agent prefixes the kernel side compares.
+pub const USER_AGENT_PREFIXES: usize = 4;
+/// Longest user-agent prefix compared, in bytes.
+pub const USER_AGENT_PREFIX_BYTES: usize = 16;
+
+/// The only element of the map SETTINGS: what may change while the agent runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct Settings {
+    /// Bits of [`setting`].
+    pub flags: u32,
+    /// Counts up with every change; sockets ask again for admission when it differs.
+    pub generation: u32,
+    /// Include items that name no port.
+    pub include_any_port: u32,
+    /// Exclude items that name no port.
+    pub exclude_any_port: u32,
+    /// The agent's own thread group id.
+    pub own_pid: u32,
+    /// The API's port, 0 if it does not listen: connections to it are the agent's own.
+    pub api_port: u16,
+    /// The health listener's port, 0 if none.
+    pub health_port: u16,
+    /// How many of `names` are in use.
+    pub name_count: u32,
+    /// How many of `user_agents` are in use.
+    pub user_agent_count: u32,
+    /// Listed header names.
+    pub names: [HeaderName; KEPT_HEADERS],
+    /// User-agent prefixes to exclude, in lower case: bytes, zero after the end.
+    pub user_agents: [[u64; USER_AGENT_PREFIX_BYTES / 8]; USER_AGENT_PREFIXES],
+}
+
+const _: () = {
+    assert!(size_of::<RecordHeader>() == 16);
+    assert!(size_of::<ExchangeRecord>() == 560);
+    assert!(size_of::<TextRecord>() == 808);
+    assert!(size_of::<ProcessRecord>() == 192);
+    assert!(size_of::<LinkRecord>() == 72);
+    assert!(size_of::<ProcessValue>() == 16);
+    assert!(size_of::<Settings>() == 36 + 4 + KEPT_HEADERS * 40 + 64 - 4);
+};

@@ -1,0 +1,3 @@
+//! Protocol parsers: one file each, no `unsafe`, no panics, bounded loops.
+
+pub mod http1;

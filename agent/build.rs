@@ -1,0 +1,2 @@
+//! Placeholder: builds the eBPF object.
+fn main() {}
