@@ -530,10 +530,10 @@ pub struct Settings {
 
 const _: () = {
     assert!(size_of::<RecordHeader>() == 16);
-    assert!(size_of::<ExchangeRecord>() == 560);
+    assert!(size_of::<ExchangeRecord>() == 528);
     assert!(size_of::<TextRecord>() == 808);
     assert!(size_of::<ProcessRecord>() == 192);
     assert!(size_of::<LinkRecord>() == 72);
     assert!(size_of::<ProcessValue>() == 16);
-    assert!(size_of::<Settings>() == 36 + 4 + KEPT_HEADERS * 40 + 64 - 4);
+    assert!(size_of::<Settings>() == 32 + KEPT_HEADERS * 40 + 64);
 };
