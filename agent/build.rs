@@ -27,6 +27,9 @@ fn build() -> Result<(), String> {
 
     let rustc = toolchain::find_bpf_rustc()?;
     let linker = toolchain::find_bpf_linker(rustc.llvm_major)?;
+    for tool in [&rustc.rustc, &linker] {
+        println!("cargo::rerun-if-changed={}", tool.display());
+    }
     let target_dir = required_path("OUT_DIR")?.join("ebpf");
     let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, root, &target_dir, "build");
     if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() {
@@ -37,7 +40,7 @@ fn build() -> Result<(), String> {
     if !status.success() {
         return Err("the eBPF crate did not build; the compiler's messages are below".to_owned());
     }
-    let object = toolchain::ebpf_object(&target_dir);
+    let object = target_dir.join(toolchain::BPF_TARGET).join("release/spanwire-ebpf");
     println!("cargo::rustc-env=SPANWIRE_EBPF_OBJECT={}", object.display());
     Ok(())
 }

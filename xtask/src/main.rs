@@ -1,5 +1,6 @@
 //! Developer commands, started by `./x COMMAND` (or `cargo xtask COMMAND`). One file per command; no product logic.
 
+mod apps;
 mod bench;
 mod build;
 mod check;

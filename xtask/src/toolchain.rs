@@ -124,11 +124,6 @@ pub(crate) fn ebpf_cargo(rustc: &BpfRustc, linker: &Path, root: &Path, target_di
     command
 }
 
-/// The eBPF object that `ebpf_cargo(.., "build")` leaves behind.
-pub(crate) fn ebpf_object(target_dir: &Path) -> PathBuf {
-    target_dir.join(BPF_TARGET).join("release/spanwire-ebpf")
-}
-
 fn belongs_to_outer_build(name: &OsString) -> bool {
     let Some(name) = name.to_str() else { return false };
     let users_own = [
@@ -201,4 +196,75 @@ fn stdout_of(command: &mut Command) -> Option<String> {
         return None;
     }
     String::from_utf8(output.stdout).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llvm_is_read_from_rustc() {
+        let verbose = "rustc 1.96.0 (ac68faa20 2026-05-25)\nhost: x86_64-unknown-linux-gnu\nLLVM version: 22.1.8\n";
+        assert_eq!(llvm_major(verbose), Some(22));
+        assert_eq!(llvm_major("rustc 1.96.0"), None);
+    }
+
+    #[test]
+    fn the_outer_build_is_forgotten_and_the_users_registry_is_not() {
+        for name in [
+            "CARGO",
+            "CARGO_PKG_NAME",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "RUSTUP_TOOLCHAIN",
+        ] {
+            assert!(belongs_to_outer_build(&name.into()), "{name}");
+        }
+        for name in [
+            "CARGO_HOME",
+            "CARGO_REGISTRIES_MIRROR_INDEX",
+            "CARGO_HTTP_CAINFO",
+            "CARGO_NET_OFFLINE",
+            "PATH",
+        ] {
+            assert!(!belongs_to_outer_build(&name.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_side_cargo_gets_the_linker_and_nothing_of_ours() {
+        let rustc = BpfRustc {
+            rustc: "/opt/rust/bin/rustc".into(),
+            llvm_major: 22,
+            build_std: true,
+        };
+        let command = ebpf_cargo(
+            &rustc,
+            Path::new("/opt/bpf-linker"),
+            Path::new("/src"),
+            Path::new("/t"),
+            "build",
+        );
+        let value_of = |wanted: &str| {
+            command
+                .get_envs()
+                .find(|(name, _)| *name == wanted)
+                .and_then(|(_, value)| value)
+        };
+        let flags = value_of("CARGO_ENCODED_RUSTFLAGS")
+            .and_then(std::ffi::OsStr::to_str)
+            .unwrap_or_default();
+        assert!(
+            flags.split('\x1f').any(|flag| flag == "-Clinker=/opt/bpf-linker"),
+            "{flags}"
+        );
+        assert!(flags.split('\x1f').any(|flag| flag == "-Clink-arg=--btf"), "{flags}");
+        let removed = |wanted: &str| {
+            command
+                .get_envs()
+                .any(|(name, value)| name == wanted && value.is_none())
+        };
+        assert!(removed("CARGO_MANIFEST_DIR"), "cargo set it for this very test");
+        assert!(command.get_args().any(|argument| argument == "-Zbuild-std=core"));
+    }
 }

@@ -1,4 +1,0 @@
-use std::process::ExitCode;
-pub(crate) fn test(_all: bool) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("wip")
-}
