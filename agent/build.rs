@@ -22,7 +22,9 @@ fn main() -> ExitCode {
 
 fn build() -> Result<(), String> {
     let manifest_dir = required_path("CARGO_MANIFEST_DIR")?;
-    let root = manifest_dir.parent().ok_or("the agent's crate has no parent directory")?;
+    let root = manifest_dir
+        .parent()
+        .ok_or("the agent's crate has no parent directory")?;
     watch(root);
 
     let rustc = toolchain::find_bpf_rustc()?;
@@ -36,7 +38,9 @@ fn build() -> Result<(), String> {
         cargo.args(["--features", "log"]);
     }
     // Cargo shows a build script's output only when it fails, which is when the compiler's messages are wanted.
-    let status = cargo.status().map_err(|error| format!("cannot run {}: {error}", rustc.cargo().display()))?;
+    let status = cargo
+        .status()
+        .map_err(|error| format!("cannot run {}: {error}", rustc.cargo().display()))?;
     if !status.success() {
         return Err("the eBPF crate did not build; the compiler's messages are below".to_owned());
     }
@@ -47,15 +51,28 @@ fn build() -> Result<(), String> {
 
 /// Everything the object is made from, the tools included.
 fn watch(root: &Path) {
-    for path in ["agent-ebpf", "agent-common/src", "agent-common/Cargo.toml", "Cargo.lock", "xtask/src/toolchain.rs"] {
+    for path in [
+        "agent-ebpf",
+        "agent-common/src",
+        "agent-common/Cargo.toml",
+        "Cargo.lock",
+        "xtask/src/toolchain.rs",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(path).display());
     }
-    for name in ["SPANWIRE_BPF_RUSTC", "SPANWIRE_BPF_LINKER", "SPANWIRE_CACHE", "XDG_CACHE_HOME"] {
+    for name in [
+        "SPANWIRE_BPF_RUSTC",
+        "SPANWIRE_BPF_LINKER",
+        "SPANWIRE_CACHE",
+        "XDG_CACHE_HOME",
+    ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     println!("cargo::rerun-if-changed=build.rs");
 }
 
 fn required_path(name: &str) -> Result<PathBuf, String> {
-    env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo did not set {name}"))
+    env::var_os(name)
+        .map(PathBuf::from)
+        .ok_or_else(|| format!("cargo did not set {name}"))
 }
