@@ -166,9 +166,9 @@ unsafe fn fixed(
         r.request_last_ns = exchange.request_last_ns;
         r.response_first_ns = exchange.response_first_ns;
         r.response_last_ns = end_ns;
-        r.trace_id = request.trace_id;
+        *(&raw mut r.trace_id).cast::<[u64; 2]>() = request.context.trace;
         *(&raw mut r.span_id).cast::<u64>() = exchange.span_id;
-        r.header_parent_id = request.parent_id;
+        *(&raw mut r.header_parent_id).cast::<u64>() = request.context.parent;
         let (cause_span, wire_span) =
             if server { (0, exchange.related_span_id) } else { (exchange.related_span_id, 0) };
         let (cause_trace, wire_trace) =
@@ -199,7 +199,7 @@ unsafe fn fixed(
         r.outcome = outcome;
         r.protocol = protocol;
         r.family = call.family;
-        r.context_format = request.context_format;
+        r.context_format = request.context.format;
         r.cause = exchange.cause;
         r.method_len = method_len;
         r.class = exchange.class;

@@ -6,6 +6,7 @@ use spanwire_common::abi::{
     ProcessRecord, ProcessValue, RecordHeader, Settings, TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
+use spanwire_common::protocol::http1::Request;
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
@@ -142,17 +143,30 @@ fn clear(exchange: &mut Exchange, inherited: bool) {
     exchange.response_bytes = 0;
     exchange.wire_key = 0;
     exchange.status = 0;
-    let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context_flags);
-    exchange.request.clear();
+    let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context.flags);
+    clear_request(&mut exchange.request);
     if inherited {
         exchange.flags &= flag::CAUSE_BLOCKING | flag::CAUSE_COMPLETE | flag::AMBIGUOUS;
         exchange.request.tenant = tenant;
-        exchange.request.context_flags = context_flags;
+        exchange.request.context.flags = context_flags;
     } else {
         exchange.flags = 0;
         exchange.cause = 0;
         exchange.related_span_id = 0;
         exchange.related_trace_id = [0; 2];
+    }
+}
+
+/// Zero but for the path's bytes: the parser writes those it counts in `path_len`.
+#[inline(always)]
+fn clear_request(request: &mut Request) {
+    let words = core::mem::offset_of!(Request, path) / 8;
+    let head = core::ptr::from_mut(request).cast::<u64>();
+    let mut index = 0;
+    while index < words {
+        // SAFETY: within the part before `path`, which is a whole number of words.
+        unsafe { *head.add(index) = 0 };
+        index += 1;
     }
 }
 
@@ -197,10 +211,10 @@ pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> 
         exchange.state |= EX_EXCLUDED;
         return 1;
     }
-    if request.context_format != context_format::NONE {
+    if request.context.format != context_format::NONE {
         exchange.flags |= flag::ADOPTED_HEADER;
     }
-    if request.context_flags & CONTEXT_INVALID != 0 {
+    if request.context.flags & CONTEXT_INVALID != 0 {
         exchange.flags |= flag::CONTEXT_INVALID;
     }
     if exchange.side == ROLE_SERVER {
@@ -236,15 +250,13 @@ fn ensure_trace(exchange: &mut Exchange) {
     if exchange.flags & (flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE | flag::ADOPTED_HEADER) != 0 {
         return;
     }
-    let trace_id = [random_id(), random_id()];
-    // SAFETY: 16 bytes; written unaligned.
-    unsafe { (&raw mut exchange.request.trace_id).cast::<[u64; 2]>().write_unaligned(trace_id) };
-    exchange.request.context_flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
+    exchange.request.context.trace = [random_id(), random_id()];
+    exchange.request.context.flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
 }
 
 #[inline(always)]
 fn seal_flags(exchange: &mut Exchange) {
-    let context = exchange.request.context_flags;
+    let context = exchange.request.context.flags;
     if context & CONTEXT_SAMPLED != 0 || context & CONTEXT_DECIDED == 0 {
         exchange.flags |= flag::SAMPLED;
     }

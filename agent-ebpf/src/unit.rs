@@ -35,22 +35,10 @@ fn is_nginx(class: u8) -> bool {
     class == ProcessClass::Nginx as u8
 }
 
-/// The request's own words as map-key words.
-#[inline(always)]
-fn words(bytes: &[u8; 16]) -> [u64; 2] {
-    // SAFETY: 16 bytes; read unaligned, so nothing is asked of the address.
-    unsafe { core::ptr::from_ref(bytes).cast::<[u64; 2]>().read_unaligned() }
-}
-
-#[inline(always)]
-fn word(bytes: &[u8; 8]) -> u64 {
-    u64::from_ne_bytes(*bytes)
-}
-
 /// A request was read whole up to the end of its head: this thread serves it now.
 #[inline(always)]
 pub fn open(exchange: &Exchange, call: &Call) {
-    if exchange.request.context_format == context_format::W3C {
+    if exchange.request.context.format == context_format::W3C {
         remember_context(exchange);
     }
     if !keeps_units(exchange.class) {
@@ -61,7 +49,7 @@ pub fn open(exchange: &Exchange, call: &Call) {
         flags |= UNIT_COMPLETE;
     }
     let unit = Unit {
-        trace_id: words(&exchange.request.trace_id),
+        trace_id: exchange.request.context.trace,
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
         parent: 0,
@@ -69,7 +57,7 @@ pub fn open(exchange: &Exchange, call: &Call) {
         state: UNIT_OPEN,
         cause: if is_nginx(exchange.class) { cause::IO } else { cause::THREAD },
         flags,
-        context_flags: exchange.request.context_flags,
+        context_flags: exchange.request.context.flags,
         reader: exchange.pid,
     };
     set(call.pid_tgid, unit, exchange.class);
@@ -123,7 +111,7 @@ pub fn complete(exchange: &Exchange, call: &Call) {
 /// The response is over. `answered` is false when the connection died first: the thread may go on serving.
 #[inline(always)]
 pub fn close(exchange: &Exchange, answered: bool) {
-    if exchange.request.context_format == context_format::W3C {
+    if exchange.request.context.format == context_format::W3C {
         forget_context(exchange);
     }
     if !keeps_units(exchange.class) {
@@ -166,10 +154,10 @@ pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
         entry.state = UNIT_NONE;
         return;
     }
-    entry.trace_id = if server { words(&exchange.request.trace_id) } else { exchange.related_trace_id };
+    entry.trace_id = if server { exchange.request.context.trace } else { exchange.related_trace_id };
     entry.span_id = if server { exchange.span_id } else { exchange.related_span_id };
     entry.tenant = exchange.request.tenant;
-    entry.context_flags = exchange.request.context_flags;
+    entry.context_flags = exchange.request.context.flags;
     entry.state = UNIT_OPEN;
 }
 
@@ -266,7 +254,7 @@ pub fn current(thread: u64) -> Option<Unit> {
 pub fn attribute(exchange: &mut Exchange, call: &Call) {
     exchange.side = ROLE_CLIENT;
     let process = (call.pid_tgid >> 32) as u32;
-    let has_context = exchange.request.context_format == context_format::W3C;
+    let has_context = exchange.request.context.format == context_format::W3C;
     if has_context && forwarded(exchange, process) {
         return;
     }
@@ -281,7 +269,7 @@ pub fn attribute(exchange: &mut Exchange, call: &Call) {
             return;
         }
     }
-    if exchange.request.context_format == context_format::NONE && is_exact(exchange) {
+    if exchange.request.context.format == context_format::NONE && is_exact(exchange) {
         adopt(exchange);
     }
 }
@@ -315,16 +303,13 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     if exchange.request.tenant == 0 {
         exchange.request.tenant = unit.tenant;
     }
-    exchange.request.context_flags |= unit.context_flags;
+    exchange.request.context.flags |= unit.context_flags;
 }
 
 /// Takes over the related trace.
 #[inline(always)]
 pub fn adopt(exchange: &mut Exchange) {
-    // SAFETY: 16 bytes each; written unaligned.
-    unsafe {
-        (&raw mut exchange.request.trace_id).cast::<[u64; 2]>().write_unaligned(exchange.related_trace_id);
-    }
+    exchange.request.context.trace = exchange.related_trace_id;
     exchange.flags |= flag::ADOPTED_CAUSE;
 }
 
@@ -351,8 +336,8 @@ pub fn is_exact(exchange: &Exchange) -> bool {
 #[inline(always)]
 fn forwarded(exchange: &mut Exchange, pid: u32) -> bool {
     let key = InboundKey {
-        trace_id: words(&exchange.request.trace_id),
-        parent_id: word(&exchange.request.parent_id),
+        trace_id: exchange.request.context.trace,
+        parent_id: exchange.request.context.parent,
         pid,
         reserved: 0,
     };
@@ -373,8 +358,8 @@ fn forwarded(exchange: &mut Exchange, pid: u32) -> bool {
 #[inline(always)]
 fn inbound_key(exchange: &Exchange) -> InboundKey {
     InboundKey {
-        trace_id: words(&exchange.request.trace_id),
-        parent_id: word(&exchange.request.parent_id),
+        trace_id: exchange.request.context.trace,
+        parent_id: exchange.request.context.parent,
         pid: exchange.pid,
         reserved: 0,
     }
@@ -393,7 +378,7 @@ fn remember_context(exchange: &Exchange) {
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
         open: 1,
-        context_flags: exchange.request.context_flags,
+        context_flags: exchange.request.context.flags,
         reserved: [0; 3],
     };
     cost(KernelCounter::MapOperations);

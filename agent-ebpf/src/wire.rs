@@ -17,16 +17,14 @@ pub fn leave(exchange: &Exchange) {
     if exchange.flags & flag::WIRE_KEY == 0 {
         return;
     }
-    // SAFETY: 16 bytes; read unaligned.
-    let trace_id = unsafe { (&raw const exchange.request.trace_id).cast::<[u64; 2]>().read_unaligned() };
     let forwarded = if exchange.cause == cause::HEADER { FORWARDED } else { 0 };
     let wire = Wire {
-        trace_id,
+        trace_id: exchange.request.context.trace,
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
-        context_flags: exchange.request.context_flags,
+        context_flags: exchange.request.context.flags,
         own: 0,
-        format: exchange.request.context_format | forwarded,
+        format: exchange.request.context.format | forwarded,
         reserved: [0; 5],
     };
     cost(KernelCounter::MapOperations);
@@ -70,10 +68,9 @@ pub fn meet(exchange: &mut Exchange) -> bool {
     if exchange.request.tenant == 0 {
         exchange.request.tenant = wire.tenant;
     }
-    if exchange.request.context_format == context_format::NONE {
-        // SAFETY: 16 bytes; written unaligned.
-        unsafe { (&raw mut exchange.request.trace_id).cast::<[u64; 2]>().write_unaligned(wire.trace_id) };
-        exchange.request.context_flags = wire.context_flags;
+    if exchange.request.context.format == context_format::NONE {
+        exchange.request.context.trace = wire.trace_id;
+        exchange.request.context.flags = wire.context_flags;
         exchange.flags |= flag::ADOPTED_WIRE;
     }
     false

@@ -5,6 +5,7 @@
     reason = "each function has to become part of the BPF function it is called from: verified there, and no BPF-to-BPF call"
 )]
 
+pub mod context;
 pub mod http1;
 pub mod number;
 pub mod swar;

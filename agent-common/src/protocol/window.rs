@@ -9,8 +9,11 @@ use super::swar;
 pub const CARRY_BYTES: usize = 1024;
 /// Bytes copied per user read.
 pub const FILL_BYTES: usize = 2048;
-/// Words of a [`Window`]; the last two are never filled, so that an unaligned load near the end stays inside.
-pub const WINDOW_WORDS: usize = (CARRY_BYTES + FILL_BYTES) / 8 + 2;
+/// Words of a [`Window`]: a power of two, so that an index is bounded by a mask. What is behind the fill is never
+/// filled, so that an unaligned load near the end stays inside.
+pub const WINDOW_WORDS: usize = 512;
+
+const _: () = assert!(WINDOW_WORDS.is_power_of_two() && CARRY_BYTES + FILL_BYTES + 16 <= WINDOW_WORDS * 8);
 
 /// Bytes in memory order, eight to a little-endian word.
 #[repr(C)]
@@ -27,25 +30,28 @@ impl Default for Window {
 }
 
 impl Window {
-    /// The byte at `pos`, 0 outside.
+    /// The word at `index`, which wraps at the end.
+    ///
+    /// verifier: a mask is the bound that survives; of a comparison LLVM keeps one copy of the index checked and loads
+    /// with another ("unbounded memory access").
     #[inline(always)]
-    pub fn byte(&self, pos: u32) -> u8 {
-        match self.words.get((pos >> 3) as usize) {
-            Some(word) => (*word >> ((pos & 7) * 8)) as u8,
-            None => 0,
-        }
+    fn word(&self, index: u32) -> u64 {
+        self.words.get(index as usize & (WINDOW_WORDS - 1)).map_or(0, |word| *word)
     }
 
-    /// The eight bytes from `pos` on, the first one lowest; 0 outside.
+    /// The byte at `pos`, which the caller knows to be inside.
+    #[inline(always)]
+    pub fn byte(&self, pos: u32) -> u8 {
+        (self.word(pos >> 3) >> ((pos & 7) * 8)) as u8
+    }
+
+    /// The eight bytes from `pos` on, the first one lowest. The caller knows `pos` to be inside; bytes behind the end
+    /// mean nothing.
     #[inline(always)]
     pub fn load8(&self, pos: u32) -> u64 {
-        let index = (pos >> 3) as usize;
-        if index >= WINDOW_WORDS - 1 {
-            return 0;
-        }
+        let index = pos >> 3;
         let shift = (pos & 7) * 8;
-        let low = self.words.get(index).map_or(0, |word| *word);
-        let high = self.words.get(index + 1).map_or(0, |word| *word);
+        let (low, high) = (self.word(index), self.word(index.wrapping_add(1)));
         (low >> shift) | ((high << 1) << (63 - shift))
     }
 
@@ -80,6 +86,19 @@ impl Window {
         self.find(from, to, swar::not_blank)
     }
 
+    /// The first position in `from..to` of a `?` or `#`, else `to`.
+    #[inline(always)]
+    pub fn find_query(&self, from: u32, to: u32) -> u32 {
+        self.find(from, to, |word| swar::equal(word, b'?') | swar::equal(word, b'#'))
+    }
+
+    /// The first position in `from..to` of a `/`, `?` or `#`, else `to`.
+    #[inline(always)]
+    pub fn find_path_mark(&self, from: u32, to: u32) -> u32 {
+        let mark = |word| swar::equal(word, b'?') | swar::equal(word, b'#') | swar::equal(word, b'/');
+        self.find(from, to, mark)
+    }
+
     /// The first marked byte; `mark` sets bit 7 of a byte, and need be right only up to the first one it marks. Bytes
     /// in front of `from` are shown to it as 0xff, so that they can neither be marked nor borrow.
     #[inline(always)]
@@ -90,10 +109,7 @@ impl Window {
             if base >= to {
                 break;
             }
-            let Some(word) = self.words.get((base >> 3) as usize) else {
-                break;
-            };
-            let marks = mark(*word | hidden) & !hidden;
+            let marks = mark(self.word(base >> 3) | hidden) & !hidden;
             if marks != 0 {
                 let found = base + swar::first(marks);
                 return if found < to { found } else { to };

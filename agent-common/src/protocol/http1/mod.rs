@@ -27,8 +27,8 @@ pub mod framing;
 mod header;
 pub mod request;
 pub mod response;
-
-
+#[cfg(any(test, feature = "host"))]
+pub mod stream;
 
 pub use framing::{advance, chunk_line, cut, flag, needs_scan, phase, scan, step, Cursor, Framing};
 pub use request::{request_line_or_header, Method, Request};
