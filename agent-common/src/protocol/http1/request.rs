@@ -1,4 +1,8 @@
 //! Lines of a request head.
+#![allow(
+    clippy::many_single_char_names,
+    reason = "f, r, c, w, s: framing, request, cursor, window, settings, everywhere in this parser"
+)]
 
 use super::super::context::{self, Pending};
 use super::super::swar;

@@ -1,5 +1,6 @@
 //! The parser driven on the host, as the kernel side drives it: for tests, fuzzing and benchmarks.
 
+use std::boxed::Box;
 use std::vec::Vec;
 
 use super::super::window::{Window, CARRY_BYTES, FILL_BYTES};
@@ -15,7 +16,7 @@ pub enum Event {
     /// A head begins.
     HeadBegin,
     /// A request's head is complete.
-    Request(Request),
+    Request(Box<Request>),
     /// A response's head is complete.
     Response {
         /// Status code.
@@ -148,7 +149,7 @@ impl Stream {
         match step {
             step::HEAD_BEGIN => Event::HeadBegin,
             step::HEAD_END if matches!(self.direction, Direction::Requests) => {
-                Event::Request(self.seen_request())
+                Event::Request(Box::new(self.seen_request()))
             }
             step::HEAD_END | step::INTERIM | step::UPGRADED => Event::Response {
                 status: c.status,
