@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::export::{endpoint, header_value};
 use super::model::{Compression, ExportProtocol, Exporter};
-use super::parse::{endpoint, header_value};
 use super::problem::Problem;
 use super::value::{HeaderName, Secret};
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::export::endpoint;
 use super::model::{Compression, Config, ExportProtocol, Exporter};
-use super::parse::{endpoint, OFF_LOOPBACK};
+use super::parse::OFF_LOOPBACK;
 use super::problem::Problem;
 use super::rules::SELECTORS_MAX;
 use super::selectors::Selector;

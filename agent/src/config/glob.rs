@@ -97,10 +97,9 @@ mod tests {
     fn defined(pattern: &[u8], text: &[u8]) -> bool {
         match (pattern.split_first(), text.split_first()) {
             (None, None) => true,
-            (None, Some(_)) => false,
             (Some((b'*', rest)), _) => (0..=text.len()).any(|taken| defined(rest, &text[taken..])),
             (Some((byte, rest)), Some((first, tail))) => byte == first && defined(rest, tail),
-            (Some(_), None) => false,
+            (None, Some(_)) | (Some(_), None) => false,
         }
     }
 

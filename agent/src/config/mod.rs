@@ -11,8 +11,10 @@
 
 mod endpoint;
 mod environment;
+mod export;
 mod flags;
 mod glob;
+mod later;
 mod model;
 mod parse;
 mod problem;

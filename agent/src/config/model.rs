@@ -178,8 +178,8 @@ pub struct Retention {
 impl Default for Retention {
     fn default() -> Self {
         Self {
-            age: Duration::from_secs(24 * 3600),
-            errors: Duration::from_secs(14 * 24 * 3600),
+            age: Duration::from_hours(24),
+            errors: Duration::from_hours(14 * 24),
             size_bytes: 1 << 30,
         }
     }

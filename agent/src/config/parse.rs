@@ -1,49 +1,20 @@
-//! The file's keys, one function per section. What belongs to a later capability is accepted where it switches
-//! nothing on, and refused by name where it would.
+//! The file's keys, one function per section.
 
 use std::time::Duration;
 
 use spanwire_common::abi::KEPT_HEADERS;
 
-use super::endpoint::Endpoint;
-use super::model::{
-    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Limits,
-    LocalRanges, PathDetail, Store, Tenant,
-};
+use super::export::exporters;
+use super::later::{ingress, propagate, refuse_unless_empty, sampling, Later};
+use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Store, Tenant};
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
 use super::selectors::{only_excludes, Selector, SelectorKey};
 use super::value::{
-    parse_bool, parse_duration, parse_listen, parse_size, AddressRange, HeaderName, Secret,
-    AN_ADDRESS, A_DURATION, A_SIZE,
+    parse_bool, parse_duration, parse_listen, parse_size, HeaderName, AN_ADDRESS, A_DURATION,
+    A_SIZE,
 };
 use super::yaml::{Kind, Node};
-
-/// A capability of contract.md that is not there yet.
-#[derive(Clone, Copy)]
-enum Later {
-    Rewriting,
-    Control,
-    Kubernetes,
-}
-
-impl Later {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Rewriting => "rewriting",
-            Self::Control => "control",
-            Self::Kubernetes => "kubernetes",
-        }
-    }
-
-    /// `{what} is not built yet`, and when it comes.
-    fn refuses(self, what: &str) -> String {
-        format!(
-            "{what} is not built yet: it comes with the {} capability",
-            self.as_str()
-        )
-    }
-}
 
 /// A file's configuration, and whether it says anything about exporters: only without do `OTEL_*` variables count.
 pub(super) struct FromFile {
@@ -182,7 +153,7 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
     section.finish(reader);
 }
 
-fn selectors(reader: &mut Reader, field: &Field<'_>, exclude: bool) -> Vec<Selector> {
+pub(super) fn selectors(reader: &mut Reader, field: &Field<'_>, exclude: bool) -> Vec<Selector> {
     let items = field.items(reader).unwrap_or_default();
     if items.len() > SELECTORS_MAX {
         field.refuse(
@@ -247,216 +218,6 @@ fn kept_headers(reader: &mut Reader, field: &Field<'_>) -> Vec<HeaderName> {
     names
 }
 
-fn propagate(reader: &mut Reader, mut section: Section<'_>, local: &mut LocalRanges) {
-    auto_or_false(reader, &mut section, "propagating context in headers");
-    if let Some(field) = section.take(reader, "include") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "propagating context in headers",
-        );
-    }
-    if let Some(field) = section.take(reader, "exclude") {
-        selectors(reader, &field, true);
-    }
-    if let Some(field) = section.take(reader, "destinations") {
-        let items = field.items(reader).unwrap_or_default();
-        let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
-        local.0 = items.iter().filter_map(range).collect();
-    }
-    section.finish(reader);
-}
-
-fn ingress(reader: &mut Reader, mut section: Section<'_>) {
-    auto_or_false(reader, &mut section, "returning the trace id in responses");
-    if let Some(field) = section.take(reader, "headers") {
-        for item in field.items(reader).unwrap_or_default() {
-            let name = item.value(reader, "a header name", HeaderName::parse);
-            if name.is_some_and(|name| name.as_str() != "server-timing") {
-                item.refuse(
-                    reader,
-                    Later::Rewriting.refuses("returning the trace id in another header"),
-                );
-            }
-        }
-    }
-    if let Some(field) = section.take(reader, "trust") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "adopting context from named peers only",
-        );
-    }
-    if let Some(field) = section.take(reader, "services") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "choosing ingress services",
-        );
-    }
-    section.finish(reader);
-}
-
-/// `enabled: auto | false`; `true` asks for what is not there.
-fn auto_or_false(reader: &mut Reader, section: &mut Section<'_>, what: &str) {
-    let Some(field) = section.take(reader, "enabled") else {
-        return;
-    };
-    match field.text(reader, "auto or false") {
-        None | Some("auto" | "false") => {}
-        Some("true") => {
-            let message = format!("{}; expected auto or false", Later::Rewriting.refuses(what));
-            field.refuse(reader, message);
-        }
-        Some(_) => {
-            field.value(reader, "auto or false", |_| {
-                Err::<(), _>("expected auto or false".to_owned())
-            });
-        }
-    }
-}
-
-fn exporters(reader: &mut Reader, field: &Field<'_>, exporters: &mut Vec<Exporter>) {
-    for item in field.items(reader).unwrap_or_default() {
-        let Some(exporter) = exporter(reader, &item) else {
-            continue;
-        };
-        if exporters.iter().any(|other| other.name == exporter.name) {
-            item.refuse(
-                reader,
-                format!("expected a name of its own: \"{}\" is taken", exporter.name),
-            );
-        } else {
-            exporters.push(exporter);
-        }
-    }
-}
-
-fn exporter(reader: &mut Reader, item: &Field<'_>) -> Option<Exporter> {
-    let mut section = item.section(reader)?;
-    let mut name = "main".to_owned();
-    section.set(reader, "name", &mut name, "a name", exporter_name);
-    let mut protocol = ExportProtocol::OtlpGrpc;
-    section.set(
-        reader,
-        "protocol",
-        &mut protocol,
-        "otlp_grpc or otlp_http",
-        export_protocol,
-    );
-    let url = section.take(reader, "endpoint");
-    let endpoint = match &url {
-        Some(url) => url.private_value(reader, "a URL", |text| endpoint(text, protocol)),
-        None => default_endpoint(protocol),
-    };
-    let mut compression = Compression::None;
-    section.set(
-        reader,
-        "compression",
-        &mut compression,
-        "none or gzip",
-        |text| {
-            choice(
-                text,
-                &[("none", Compression::None), ("gzip", Compression::Gzip)],
-            )
-        },
-    );
-    let mut timeout = Duration::from_secs(10);
-    section.set(reader, "timeout", &mut timeout, A_DURATION, |text| {
-        at_least(parse_duration(text)?, Duration::from_millis(1), "1ms")
-    });
-    let mut headers = Vec::new();
-    if let Some(mut below) = section.section(reader, "headers") {
-        for field in below.rest() {
-            if let Some(header) = export_header(reader, &field) {
-                headers.push(header);
-            }
-        }
-    }
-    section.finish(reader);
-    Some(Exporter {
-        name,
-        protocol,
-        endpoint: endpoint?,
-        compression,
-        timeout,
-        headers,
-    })
-}
-
-fn exporter_name(text: &str) -> Result<String, String> {
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    if text.is_empty() || text.len() > 63 || !text.bytes().all(fits) {
-        return Err(
-            "expected a name of 1 to 63 letters, digits, dots, dashes or underscores".to_owned(),
-        );
-    }
-    if text == "store" {
-        return Err(
-            "expected another name: \"store\" is the embedded store's in the metrics".to_owned(),
-        );
-    }
-    Ok(text.to_owned())
-}
-
-fn export_protocol(text: &str) -> Result<ExportProtocol, String> {
-    match text {
-        "otlp_http_json" | "zipkin" | "kafka" | "file" | "stdout" => {
-            let message = Later::Control.refuses(&format!("exporting by {text}"));
-            Err(format!("{message}; expected otlp_grpc or otlp_http"))
-        }
-        _ => choice(
-            text,
-            &[
-                ("otlp_grpc", ExportProtocol::OtlpGrpc),
-                ("otlp_http", ExportProtocol::OtlpHttp),
-            ],
-        ),
-    }
-}
-
-/// Reads an exporter's URL. For OTLP over HTTP it is a base that `/v1/traces` is appended to.
-pub(super) fn endpoint(text: &str, protocol: ExportProtocol) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::parse(text, protocol.default_port())?;
-    match protocol {
-        ExportProtocol::OtlpHttp => Ok(endpoint.with_traces_path()),
-        ExportProtocol::OtlpGrpc if endpoint.path == "/" => Ok(endpoint),
-        ExportProtocol::OtlpGrpc => {
-            Err("expected a URL without a path: otlp_grpc takes none, otlp_http does".to_owned())
-        }
-    }
-}
-
-/// A collector on this machine.
-fn default_endpoint(protocol: ExportProtocol) -> Option<Endpoint> {
-    endpoint("http://127.0.0.1", protocol).ok()
-}
-
-fn export_header(reader: &mut Reader, field: &Field<'_>) -> Option<(HeaderName, Secret)> {
-    let key = field.path.rsplit('.').next().unwrap_or_default();
-    let name = match HeaderName::parse(key) {
-        Ok(name) => name,
-        Err(message) => {
-            reader.refuse(field.key_at, &field.path, message);
-            return None;
-        }
-    };
-    let value = field.private_value(reader, "the header's value", header_value)?;
-    Some((name, value))
-}
-
-/// Reads a header's value: visible ASCII and spaces. The message never repeats it.
-pub(super) fn header_value(text: &str) -> Result<Secret, String> {
-    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return Ok(Secret::new(text.trim()));
-    }
-    Err("expected a value of visible ASCII characters".to_owned())
-}
-
 fn tenant(reader: &mut Reader, mut section: Section<'_>, capture: &Capture) -> Option<Tenant> {
     let mut name = None;
     if let Some(field) = section.take(reader, "header") {
@@ -488,30 +249,6 @@ fn tenant(reader: &mut Reader, mut section: Section<'_>, capture: &Capture) -> O
     }
     section.finish(reader);
     name.map(Tenant::Header)
-}
-
-fn sampling(reader: &mut Reader, mut section: Section<'_>) {
-    if let Some(mut head) = section.section(reader, "head") {
-        if let Some(field) = head.take(reader, "ratio") {
-            let ratio = field.value(reader, "a ratio from 0.0 to 1.0", |text| {
-                match text.parse::<f64>() {
-                    Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
-                    _ => Err("expected a ratio from 0.0 to 1.0".to_owned()),
-                }
-            });
-            if ratio.is_some_and(|ratio| ratio < 1.0) {
-                let message = format!("{}; expected 1.0", Later::Control.refuses("sampling"));
-                field.refuse(reader, message);
-            }
-        }
-        head.finish(reader);
-    }
-    for (key, what) in [("tail", "tail sampling"), ("adaptive", "adaptive sampling")] {
-        if let Some(field) = section.take(reader, key) {
-            refuse_unless_empty(reader, &field, Later::Control, what);
-        }
-    }
-    section.finish(reader);
 }
 
 fn store(reader: &mut Reader, mut section: Section<'_>, store: &mut Store) {
@@ -606,14 +343,7 @@ fn limits(reader: &mut Reader, mut section: Section<'_>, limits: &mut Limits) {
     section.finish(reader);
 }
 
-/// Empty lists and mappings ask for nothing; anything in them does.
-fn refuse_unless_empty(reader: &mut Reader, field: &Field<'_>, later: Later, what: &str) {
-    if !field.is_empty() {
-        field.refuse(reader, later.refuses(what));
-    }
-}
-
-fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     let chosen = choices
         .iter()
         .find(|(name, _)| *name == text)
@@ -626,7 +356,7 @@ fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
     })
 }
 
-fn at_least<T: PartialOrd + Copy>(value: T, least: T, shown: &str) -> Result<T, String> {
+pub(super) fn at_least<T: PartialOrd + Copy>(value: T, least: T, shown: &str) -> Result<T, String> {
     if value >= least {
         Ok(value)
     } else {

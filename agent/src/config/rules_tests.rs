@@ -272,8 +272,8 @@ fn selector() -> impl Strategy<Value = Selector> {
         "empty",
         |(uid, port)| {
             let selector = Selector {
-                uid,
                 port,
+                uid,
                 ..Selector::default()
             };
             (selector != Selector::default()).then_some(selector)
@@ -291,7 +291,7 @@ proptest! {
         port in 1u16..4,
         pid in any::<u32>(),
     ) {
-        let facts = ProcessFacts { uid, pid, ..ProcessFacts::default() };
+        let facts = ProcessFacts { pid, uid, ..ProcessFacts::default() };
         let holds = |item: &Selector| {
             item.matches_process(&facts) && item.port.is_none_or(|named| named == port)
         };

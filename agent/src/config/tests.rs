@@ -65,10 +65,7 @@ fn every_key_is_accepted() {
     );
     assert_eq!(http.headers[0].0.as_str(), "authorization");
     assert_eq!(http.headers[0].1.expose(), "Bearer abc");
-    assert_eq!(
-        config.store.retention.errors,
-        Duration::from_secs(14 * 86_400)
-    );
+    assert_eq!(config.store.retention.errors, Duration::from_hours(14 * 24));
     assert_eq!(config.store.retention.size_bytes, 1 << 30);
     assert_eq!(config.health.unwrap().port(), 4320);
     assert_eq!(config.limits, Limits::default());
@@ -387,7 +384,7 @@ fn secrets_do_not_show() {
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
-fn load(text: &str, flags: Flags, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+fn load(text: &str, flags: &Flags, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("c.yaml");
     std::fs::write(&file, text).unwrap();
@@ -395,7 +392,7 @@ fn load(text: &str, flags: Flags, variables: &[(&str, &str)]) -> Result<Config, 
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect();
-    Config::load(Some(&file), &flags, &environment)
+    Config::load(Some(&file), flags, &environment)
 }
 
 #[test]
@@ -411,7 +408,7 @@ fn flags_go_over_the_file() {
     };
     let config = load(
         text,
-        flags,
+        &flags,
         &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://ignored")],
     )
     .unwrap();
@@ -447,7 +444,7 @@ fn no_store_wins_over_the_file() {
         ..Flags::default()
     };
     assert!(
-        !load("store: {enabled: true}", flags, &[])
+        !load("store: {enabled: true}", &flags, &[])
             .unwrap()
             .store
             .enabled
@@ -475,7 +472,7 @@ fn the_flag_for_otlp_chooses_the_protocol() {
             otlp: Some(url.into()),
             ..Flags::default()
         };
-        let exporter = load("", flags, &[]).unwrap().exporters.remove(0);
+        let exporter = load("", &flags, &[]).unwrap().exporters.remove(0);
         assert_eq!(
             (exporter.protocol, exporter.endpoint.to_string().as_str()),
             (protocol, shown),
@@ -488,7 +485,7 @@ fn the_flag_for_otlp_chooses_the_protocol() {
 fn the_environment_counts_when_nothing_else_names_an_exporter() {
     let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")];
     let names = |text: &str| -> Vec<String> {
-        let config = load(text, Flags::default(), &variables).unwrap();
+        let config = load(text, &Flags::default(), &variables).unwrap();
         config
             .exporters
             .into_iter()
@@ -510,7 +507,7 @@ fn bad_flags_are_named_beside_what_is_wrong_in_the_file() {
         listen: Some("0.0.0.0:1".into()),
         ..Flags::default()
     };
-    let error = load("capture: {paths: x}", flags, &[])
+    let error = load("capture: {paths: x}", &flags, &[])
         .unwrap_err()
         .to_string();
     let lines: Vec<&str> = error.lines().collect();
@@ -538,7 +535,7 @@ fn a_file_that_cannot_be_read_is_named() {
         "{error}"
     );
     let big = "#".repeat(yaml::FILE_BYTES_MAX + 1);
-    assert!(load(&big, Flags::default(), &[])
+    assert!(load(&big, &Flags::default(), &[])
         .unwrap_err()
         .to_string()
         .ends_with("larger than 1048576 bytes"));

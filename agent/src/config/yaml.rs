@@ -129,7 +129,9 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
             Event::DocumentStart(_) if root.is_some() => {
                 return refuse(at, "expected a single document")
             }
-            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => None,
+            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {
+                None
+            }
             Event::Alias(_) => return refuse(at, "aliases are not read here: write the value out"),
             Event::Scalar(_, _, _, Some(_))
             | Event::SequenceStart(_, Some(_))
@@ -253,8 +255,8 @@ mod tests {
         );
         assert!(parse(&"[".repeat(FILE_BYTES_MAX)).is_err());
         assert!(parse(&"- ".repeat(FILE_BYTES_MAX / 2)).is_err());
-        let block: String = (0..40).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
-        assert_eq!(error(&block).2, "nested deeper than 16 levels");
+        let lines: Vec<String> = (0..40).map(|depth| " ".repeat(depth) + "a:").collect();
+        assert_eq!(error(&lines.join("\n")).2, "nested deeper than 16 levels");
     }
 
     proptest::proptest! {
