@@ -18,12 +18,7 @@ pub const EXIT_BAD_USAGE: u8 = 2;
 
 /// Traces services that nobody instrumented.
 #[derive(Debug, Parser)]
-#[command(
-    name = "spanwire",
-    version,
-    propagate_version = true,
-    disable_help_subcommand = true
-)]
+#[command(name = "spanwire", version, propagate_version = true, disable_help_subcommand = true)]
 #[command(after_help = "Exit status: 0 done, 1 could not do it, 2 bad usage or configuration.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -337,10 +332,7 @@ fn manual(out: &mut impl Write) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
     clap_mangen::Man::new(command.clone()).render(out)?;
-    for below in command
-        .get_subcommands()
-        .filter(|below| !below.is_hide_set())
-    {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
         let page = clap_mangen::Man::new(below.clone());
         writeln!(out, ".SH \"SPANWIRE {}\"", below.get_name().to_uppercase())?;
         page.render_description_section(out)?;

@@ -62,11 +62,7 @@ fn bad_usage_exits_with_2() {
 
 #[test]
 fn help_and_version_exit_with_0() {
-    for line in [
-        "spanwire --help",
-        "spanwire --version",
-        "spanwire run --help",
-    ] {
+    for line in ["spanwire --help", "spanwire --version", "spanwire run --help"] {
         assert_eq!(parsed(line).unwrap_err().exit_code(), 0, "{line}");
     }
 }
@@ -83,9 +79,7 @@ fn an_attribute_is_split_at_its_first_equals_sign() {
 
 #[test]
 fn flags_of_run_reach_the_configuration() {
-    let Ok(Command::Run(args)) =
-        parsed("spanwire run --include port=8080 --no-store --listen 127.0.0.1:9")
-    else {
+    let Ok(Command::Run(args)) = parsed("spanwire run --include port=8080 --no-store --listen 127.0.0.1:9") else {
         panic!("run");
     };
     let config = args.configuration().unwrap();
@@ -95,11 +89,7 @@ fn flags_of_run_reach_the_configuration() {
     let Ok(Command::Run(args)) = parsed("spanwire run --include 8080") else {
         panic!("run");
     };
-    assert!(args
-        .configuration()
-        .unwrap_err()
-        .to_string()
-        .starts_with("--include: "));
+    assert!(args.configuration().unwrap_err().to_string().starts_with("--include: "));
 }
 
 #[test]
@@ -108,10 +98,7 @@ fn completions_name_the_commands() {
         let mut script = Vec::new();
         completions(*shell, &mut script).unwrap();
         let script = String::from_utf8(script).unwrap();
-        assert!(
-            script.contains("doctor") && script.contains("min-duration"),
-            "{shell}"
-        );
+        assert!(script.contains("doctor") && script.contains("min-duration"), "{shell}");
     }
 }
 
@@ -122,10 +109,7 @@ fn the_manual_page_describes_every_command() {
     let page = String::from_utf8(page).unwrap();
     assert!(page.starts_with(".ie") || page.starts_with(".TH"), "roff");
     for command in Cli::command().get_subcommands() {
-        assert!(page.contains(&format!(
-            ".SH \"SPANWIRE {}\"",
-            command.get_name().to_uppercase()
-        )));
+        assert!(page.contains(&format!(".SH \"SPANWIRE {}\"", command.get_name().to_uppercase())));
     }
     assert!(page.contains("min\\-duration"));
 }
@@ -134,10 +118,7 @@ fn the_manual_page_describes_every_command() {
 fn only_commands_without_an_agent_are_done_here() {
     assert!(offline(&parsed("spanwire status").unwrap()).is_none());
     assert!(offline(&parsed("spanwire run").unwrap()).is_none());
-    assert_eq!(
-        offline(&parsed("spanwire verify").unwrap()),
-        Some(ExitCode::FAILURE)
-    );
+    assert_eq!(offline(&parsed("spanwire verify").unwrap()), Some(ExitCode::FAILURE));
     assert_eq!(
         offline(&parsed("spanwire config show").unwrap()),
         Some(ExitCode::FAILURE)

@@ -31,10 +31,7 @@ impl Endpoint {
         };
         let authority = uri.authority().ok_or_else(expected)?;
         if authority.as_str().contains('@') {
-            return Err(
-                "expected a URL without user and password: credentials belong into headers"
-                    .to_owned(),
-            );
+            return Err("expected a URL without user and password: credentials belong into headers".to_owned());
         }
         if uri.query().is_some() {
             return Err("expected a URL without a query".to_owned());

@@ -45,8 +45,7 @@ impl FromIterator<(String, String)> for Environment {
 /// The exporter the environment asks for, if it names an endpoint. Problems are appended.
 pub(super) fn exporter(environment: &Environment, problems: &mut Vec<Problem>) -> Option<Exporter> {
     let (endpoint_name, url) = environment.variable("ENDPOINT")?;
-    let protocol =
-        read(environment, "PROTOCOL", problems, protocol).unwrap_or_else(|| protocol_of(url));
+    let protocol = read(environment, "PROTOCOL", problems, protocol).unwrap_or_else(|| protocol_of(url));
     let endpoint = match traces_endpoint(&endpoint_name, url, protocol) {
         Ok(endpoint) => Some(endpoint),
         Err(message) => {
@@ -59,11 +58,9 @@ pub(super) fn exporter(environment: &Environment, problems: &mut Vec<Problem>) -
         "gzip" => Ok(Compression::Gzip),
         _ => Err("expected none or gzip".to_owned()),
     });
-    let timeout = read(environment, "TIMEOUT", problems, |text| {
-        match text.parse() {
-            Ok(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
-            _ => Err("expected milliseconds".to_owned()),
-        }
+    let timeout = read(environment, "TIMEOUT", problems, |text| match text.parse() {
+        Ok(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
+        _ => Err("expected milliseconds".to_owned()),
     });
     let headers = read(environment, "HEADERS", problems, headers);
     Some(Exporter {
@@ -97,7 +94,8 @@ fn protocol(text: &str) -> Result<ExportProtocol, String> {
         "grpc" => Ok(ExportProtocol::OtlpGrpc),
         "http/protobuf" => Ok(ExportProtocol::OtlpHttp),
         "http/json" => Err(
-            "http/json is not built yet: it comes with the control capability; expected grpc or http/protobuf".to_owned(),
+            "http/json is not built yet: it comes with the control capability; expected grpc or http/protobuf"
+                .to_owned(),
         ),
         _ => Err("expected grpc or http/protobuf".to_owned()),
     }
@@ -106,17 +104,14 @@ fn protocol(text: &str) -> Result<ExportProtocol, String> {
 /// Without a protocol the specification says http/protobuf; port 4317 can only mean gRPC.
 fn protocol_of(url: &str) -> ExportProtocol {
     match Endpoint::parse(url, ExportProtocol::OtlpHttp.default_port()) {
-        Ok(endpoint) if endpoint.port == ExportProtocol::OtlpGrpc.default_port() => {
-            ExportProtocol::OtlpGrpc
-        }
+        Ok(endpoint) if endpoint.port == ExportProtocol::OtlpGrpc.default_port() => ExportProtocol::OtlpGrpc,
         _ => ExportProtocol::OtlpHttp,
     }
 }
 
 /// The general variable is a base URL, the one for traces is taken as it is.
 fn traces_endpoint(name: &str, url: &str, protocol: ExportProtocol) -> Result<Endpoint, String> {
-    let as_it_is =
-        name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" && protocol == ExportProtocol::OtlpHttp;
+    let as_it_is = name == "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" && protocol == ExportProtocol::OtlpHttp;
     if as_it_is {
         return Endpoint::parse(url, protocol.default_port());
     }
@@ -192,16 +187,8 @@ mod tests {
     fn the_general_endpoint_is_a_base() {
         use ExportProtocol::{OtlpGrpc, OtlpHttp};
         for (variables, protocol, url) in [
-            (
-                vec![("ENDPOINT", "http://c:4318")],
-                OtlpHttp,
-                "http://c:4318/v1/traces",
-            ),
-            (
-                vec![("ENDPOINT", "http://c:4317")],
-                OtlpGrpc,
-                "http://c:4317/",
-            ),
+            (vec![("ENDPOINT", "http://c:4318")], OtlpHttp, "http://c:4318/v1/traces"),
+            (vec![("ENDPOINT", "http://c:4317")], OtlpGrpc, "http://c:4317/"),
             (
                 vec![("ENDPOINT", "http://c:4317"), ("PROTOCOL", "http/protobuf")],
                 OtlpHttp,
@@ -218,28 +205,15 @@ mod tests {
                 "http://c:4318/otlp/v1/traces",
             ),
         ] {
-            assert_eq!(
-                url_of(&variables),
-                (protocol, url.to_owned()),
-                "{variables:?}"
-            );
+            assert_eq!(url_of(&variables), (protocol, url.to_owned()), "{variables:?}");
         }
     }
 
     #[test]
     fn the_endpoint_for_traces_is_taken_as_it_is() {
-        let both = [
-            ("ENDPOINT", "http://a:1"),
-            ("TRACES_ENDPOINT", "http://b:2/in"),
-        ];
-        assert_eq!(
-            url_of(&both),
-            (ExportProtocol::OtlpHttp, "http://b:2/in".to_owned())
-        );
-        assert_eq!(
-            url_of(&[("TRACES_ENDPOINT", "http://b:2")]).1,
-            "http://b:2/"
-        );
+        let both = [("ENDPOINT", "http://a:1"), ("TRACES_ENDPOINT", "http://b:2/in")];
+        assert_eq!(url_of(&both), (ExportProtocol::OtlpHttp, "http://b:2/in".to_owned()));
+        assert_eq!(url_of(&[("TRACES_ENDPOINT", "http://b:2")]).1, "http://b:2/");
     }
 
     #[test]
@@ -247,10 +221,7 @@ mod tests {
         let (exporter, problems) = exporter_of(&[
             ("ENDPOINT", "http://c:4318"),
             ("HEADERS", "x-a=1"),
-            (
-                "TRACES_HEADERS",
-                "Authorization=Basic%20abc%3D, x-team = shop",
-            ),
+            ("TRACES_HEADERS", "Authorization=Basic%20abc%3D, x-team = shop"),
             ("COMPRESSION", "gzip"),
             ("TIMEOUT", "2500"),
         ]);

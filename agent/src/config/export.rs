@@ -43,18 +43,9 @@ fn exporter(reader: &mut Reader, item: &Field<'_>) -> Option<Exporter> {
         None => default_endpoint(protocol),
     };
     let mut compression = Compression::None;
-    section.set(
-        reader,
-        "compression",
-        &mut compression,
-        "none or gzip",
-        |text| {
-            choice(
-                text,
-                &[("none", Compression::None), ("gzip", Compression::Gzip)],
-            )
-        },
-    );
+    section.set(reader, "compression", &mut compression, "none or gzip", |text| {
+        choice(text, &[("none", Compression::None), ("gzip", Compression::Gzip)])
+    });
     let mut timeout = Duration::from_secs(10);
     section.set(reader, "timeout", &mut timeout, A_DURATION, |text| {
         at_least(parse_duration(text)?, Duration::from_millis(1), "1ms")
@@ -81,14 +72,10 @@ fn exporter(reader: &mut Reader, item: &Field<'_>) -> Option<Exporter> {
 fn exporter_name(text: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if text.is_empty() || text.len() > 63 || !text.bytes().all(fits) {
-        return Err(
-            "expected a name of 1 to 63 letters, digits, dots, dashes or underscores".to_owned(),
-        );
+        return Err("expected a name of 1 to 63 letters, digits, dots, dashes or underscores".to_owned());
     }
     if text == "store" {
-        return Err(
-            "expected another name: \"store\" is the embedded store's in the metrics".to_owned(),
-        );
+        return Err("expected another name: \"store\" is the embedded store's in the metrics".to_owned());
     }
     Ok(text.to_owned())
 }

@@ -33,15 +33,13 @@ pub struct Flags {
 pub(super) fn apply(flags: &Flags, config: &mut Config, problems: &mut Vec<Problem>) {
     let mut refuse = |flag: &str, message: String| problems.push(Problem::named(flag, message));
     let mut selectors = |flag: &str, texts: &[String], exclude: bool| {
-        let parsed = texts
-            .iter()
-            .filter_map(|text| match Selector::parse(text, exclude) {
-                Ok(selector) => Some(selector),
-                Err(message) => {
-                    refuse(flag, message);
-                    None
-                }
-            });
+        let parsed = texts.iter().filter_map(|text| match Selector::parse(text, exclude) {
+            Ok(selector) => Some(selector),
+            Err(message) => {
+                refuse(flag, message);
+                None
+            }
+        });
         parsed.collect::<Vec<_>>()
     };
     let include = selectors("--include", &flags.include, false);
@@ -57,9 +55,7 @@ pub(super) fn apply(flags: &Flags, config: &mut Config, problems: &mut Vec<Probl
         if count > SELECTORS_MAX {
             refuse(
                 flag,
-                format!(
-                    "expected at most {SELECTORS_MAX} items with those of the file, found {count}"
-                ),
+                format!("expected at most {SELECTORS_MAX} items with those of the file, found {count}"),
             );
         }
     }

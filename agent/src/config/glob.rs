@@ -22,9 +22,7 @@ impl Glob {
     pub fn parse_path(text: &str) -> Result<Self, String> {
         let glob = Self::parse(text)?;
         if !text.starts_with(['/', '*']) {
-            return Err(
-                "expected a glob that begins with / or * (paths are matched whole)".to_owned(),
-            );
+            return Err("expected a glob that begins with / or * (paths are matched whole)".to_owned());
         }
         Ok(glob)
     }
@@ -40,16 +38,13 @@ impl Glob {
 
     /// As `matches`, upper and lower case of ASCII letters alike.
     pub fn matches_any_case(&self, text: &str) -> bool {
-        matches_by(self.0.as_bytes(), text.as_bytes(), |a, b| {
-            a.eq_ignore_ascii_case(&b)
-        })
+        matches_by(self.0.as_bytes(), text.as_bytes(), |a, b| a.eq_ignore_ascii_case(&b))
     }
 
     /// What comes before the star of a `prefix*`; `None` for any other shape.
     pub fn as_prefix(&self) -> Option<&str> {
         let prefix = self.0.trim_end_matches('*');
-        (prefix.len() < self.0.len() && !prefix.is_empty() && !prefix.contains('*'))
-            .then_some(prefix)
+        (prefix.len() < self.0.len() && !prefix.is_empty() && !prefix.contains('*')).then_some(prefix)
     }
 }
 

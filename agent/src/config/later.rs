@@ -35,12 +35,7 @@ impl Later {
 pub(super) fn propagate(reader: &mut Reader, mut section: Section<'_>, local: &mut LocalRanges) {
     auto_or_false(reader, &mut section, "propagating context in headers");
     if let Some(field) = section.take(reader, "include") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "propagating context in headers",
-        );
+        refuse_unless_empty(reader, &field, Later::Rewriting, "propagating context in headers");
     }
     if let Some(field) = section.take(reader, "exclude") {
         selectors(reader, &field, true);
@@ -75,12 +70,7 @@ pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>) {
         );
     }
     if let Some(field) = section.take(reader, "services") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "choosing ingress services",
-        );
+        refuse_unless_empty(reader, &field, Later::Rewriting, "choosing ingress services");
     }
     section.finish(reader);
 }
@@ -107,11 +97,9 @@ fn auto_or_false(reader: &mut Reader, section: &mut Section<'_>, what: &str) {
 pub(super) fn sampling(reader: &mut Reader, mut section: Section<'_>) {
     if let Some(mut head) = section.section(reader, "head") {
         if let Some(field) = head.take(reader, "ratio") {
-            let ratio = field.value(reader, "a ratio from 0.0 to 1.0", |text| {
-                match text.parse::<f64>() {
-                    Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
-                    _ => Err("expected a ratio from 0.0 to 1.0".to_owned()),
-                }
+            let ratio = field.value(reader, "a ratio from 0.0 to 1.0", |text| match text.parse::<f64>() {
+                Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+                _ => Err("expected a ratio from 0.0 to 1.0".to_owned()),
             });
             if ratio.is_some_and(|ratio| ratio < 1.0) {
                 let message = format!("{}; expected 1.0", Later::Control.refuses("sampling"));
@@ -129,12 +117,7 @@ pub(super) fn sampling(reader: &mut Reader, mut section: Section<'_>) {
 }
 
 /// Empty lists and mappings ask for nothing; anything in them does.
-pub(super) fn refuse_unless_empty(
-    reader: &mut Reader,
-    field: &Field<'_>,
-    later: Later,
-    what: &str,
-) {
+pub(super) fn refuse_unless_empty(reader: &mut Reader, field: &Field<'_>, later: Later, what: &str) {
     if !field.is_empty() {
         field.refuse(reader, later.refuses(what));
     }

@@ -32,8 +32,8 @@ pub use self::environment::Environment;
 pub use self::flags::Flags;
 pub use self::glob::Glob;
 pub use self::model::{
-    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Limits,
-    LocalRanges, PathDetail, Retention, Store, Tenant,
+    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Limits, LocalRanges, PathDetail,
+    Retention, Store, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};
 pub use self::rules::{ProcessMasks, RequestFacts, RunFacts, SelectorRules, SELECTORS_MAX};
@@ -45,11 +45,7 @@ use self::reader::Reader;
 
 impl Config {
     /// What the agent runs with: the file, the flags over it, and exporters from the environment if neither names one.
-    pub fn load(
-        file: Option<&Path>,
-        flags: &Flags,
-        environment: &Environment,
-    ) -> Result<Self, ConfigError> {
+    pub fn load(file: Option<&Path>, flags: &Flags, environment: &Environment) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let read = match file {
             Some(path) => read_file(path, &mut problems),
@@ -94,8 +90,7 @@ fn settled(config: Config, problems: Vec<Problem>) -> Result<Config, ConfigError
 fn read_file(path: &Path, problems: &mut Vec<Problem>) -> FromFile {
     let mut text = String::new();
     let limit = yaml::FILE_BYTES_MAX as u64 + 1;
-    let read =
-        std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text));
+    let read = std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut text));
     let trouble = match read {
         Ok(bytes) if bytes > yaml::FILE_BYTES_MAX => {
             format!("larger than {} bytes", yaml::FILE_BYTES_MAX)

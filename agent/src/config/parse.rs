@@ -10,10 +10,7 @@ use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Stor
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
 use super::selectors::{only_excludes, Selector, SelectorKey};
-use super::value::{
-    parse_bool, parse_duration, parse_listen, parse_size, HeaderName, AN_ADDRESS, A_DURATION,
-    A_SIZE,
-};
+use super::value::{parse_bool, parse_duration, parse_listen, parse_size, HeaderName, AN_ADDRESS, A_DURATION, A_SIZE};
 use super::yaml::{Kind, Node};
 
 /// A file's configuration, and whether it says anything about exporters: only without do `OTEL_*` variables count.
@@ -27,17 +24,11 @@ pub(super) fn document(reader: &mut Reader, root: &Node) -> FromFile {
     let mut config = Config::default();
     let mut export_given = false;
     if root.is_null() {
-        return FromFile {
-            config,
-            export_given,
-        };
+        return FromFile { config, export_given };
     }
     let Kind::Map(entries) = &root.kind else {
         reader.refuse(root.at, "", "expected a mapping of keys to values");
-        return FromFile {
-            config,
-            export_given,
-        };
+        return FromFile { config, export_given };
     };
     let mut section = Section::new(reader, String::new(), entries);
     if let Some(below) = section.section(reader, "capture") {
@@ -83,20 +74,11 @@ pub(super) fn document(reader: &mut Reader, root: &Node) -> FromFile {
         );
     }
     section.finish(reader);
-    FromFile {
-        config,
-        export_given,
-    }
+    FromFile { config, export_given }
 }
 
 fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture) {
-    section.set(
-        reader,
-        "enabled",
-        &mut capture.enabled,
-        "true or false",
-        parse_bool,
-    );
+    section.set(reader, "enabled", &mut capture.enabled, "true or false", parse_bool);
     if let Some(field) = section.take(reader, "include") {
         capture.include = selectors(reader, &field, false);
     }
@@ -111,22 +93,16 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
     if let Some(field) = section.take(reader, "headers") {
         capture.headers = kept_headers(reader, &field);
     }
-    section.set(
-        reader,
-        "paths",
-        &mut capture.paths,
-        "templated, raw or off",
-        |text| {
-            choice(
-                text,
-                &[
-                    ("templated", PathDetail::Templated),
-                    ("raw", PathDetail::Raw),
-                    ("off", PathDetail::Off),
-                ],
-            )
-        },
-    );
+    section.set(reader, "paths", &mut capture.paths, "templated, raw or off", |text| {
+        choice(
+            text,
+            &[
+                ("templated", PathDetail::Templated),
+                ("raw", PathDetail::Raw),
+                ("off", PathDetail::Off),
+            ],
+        )
+    });
     section.set(
         reader,
         "client_address",
@@ -143,13 +119,7 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
             )
         },
     );
-    section.set(
-        reader,
-        "opaque",
-        &mut capture.opaque,
-        "true or false",
-        parse_bool,
-    );
+    section.set(reader, "opaque", &mut capture.opaque, "true or false", parse_bool);
     section.finish(reader);
 }
 
@@ -158,10 +128,7 @@ pub(super) fn selectors(reader: &mut Reader, field: &Field<'_>, exclude: bool) -
     if items.len() > SELECTORS_MAX {
         field.refuse(
             reader,
-            format!(
-                "expected at most {SELECTORS_MAX} items, found {}",
-                items.len()
-            ),
+            format!("expected at most {SELECTORS_MAX} items, found {}", items.len()),
         );
     }
     items
@@ -209,10 +176,7 @@ fn kept_headers(reader: &mut Reader, field: &Field<'_>) -> Vec<HeaderName> {
     if names.len() > KEPT_HEADERS {
         field.refuse(
             reader,
-            format!(
-                "expected at most {KEPT_HEADERS} names, found {}",
-                names.len()
-            ),
+            format!("expected at most {KEPT_HEADERS} names, found {}", names.len()),
         );
     }
     names
@@ -222,13 +186,9 @@ fn tenant(reader: &mut Reader, mut section: Section<'_>, capture: &Capture) -> O
     let mut name = None;
     if let Some(field) = section.take(reader, "header") {
         name = field.value(reader, "a header name", HeaderName::parse_kept);
-        let full = name
-            .as_ref()
-            .is_some_and(|name| !capture.headers.contains(name));
+        let full = name.as_ref().is_some_and(|name| !capture.headers.contains(name));
         if full && capture.headers.len() == KEPT_HEADERS {
-            let message = format!(
-                "expected at most {KEPT_HEADERS} names together with those of capture.headers"
-            );
+            let message = format!("expected at most {KEPT_HEADERS} names together with those of capture.headers");
             field.refuse(reader, message);
         }
     }
@@ -240,11 +200,7 @@ fn tenant(reader: &mut Reader, mut section: Section<'_>, capture: &Capture) -> O
     ] {
         if let Some(field) = section.take(reader, key) {
             let message = Later::Control.refuses(what);
-            reader.refuse(
-                field.key_at,
-                &field.path,
-                format!("{message}; expected header"),
-            );
+            reader.refuse(field.key_at, &field.path, format!("{message}; expected header"));
         }
     }
     section.finish(reader);
@@ -252,23 +208,11 @@ fn tenant(reader: &mut Reader, mut section: Section<'_>, capture: &Capture) -> O
 }
 
 fn store(reader: &mut Reader, mut section: Section<'_>, store: &mut Store) {
-    section.set(
-        reader,
-        "enabled",
-        &mut store.enabled,
-        "true or false",
-        parse_bool,
-    );
-    section.set(
-        reader,
-        "path",
-        &mut store.path,
-        "a directory",
-        |text| match text {
-            "" => Err("expected a directory".to_owned()),
-            _ => Ok(text.into()),
-        },
-    );
+    section.set(reader, "enabled", &mut store.enabled, "true or false", parse_bool);
+    section.set(reader, "path", &mut store.path, "a directory", |text| match text {
+        "" => Err("expected a directory".to_owned()),
+        _ => Ok(text.into()),
+    });
     if let Some(mut below) = section.section(reader, "retention") {
         let retention = &mut store.retention;
         let positive = |text: &str| at_least(parse_duration(text)?, Duration::from_secs(1), "1s");
@@ -294,9 +238,7 @@ fn store(reader: &mut Reader, mut section: Section<'_>, store: &mut Store) {
 fn api(reader: &mut Reader, mut section: Section<'_>, api: &mut Api) {
     let listen = section.take(reader, "listen");
     if let Some(field) = &listen {
-        api.listen = field
-            .value(reader, AN_ADDRESS, parse_listen)
-            .unwrap_or(api.listen);
+        api.listen = field.value(reader, AN_ADDRESS, parse_listen).unwrap_or(api.listen);
     }
     if let Some(field) = section.take(reader, "token_file") {
         api.token_file = field.value(reader, "a file", |text| match text {
@@ -304,9 +246,7 @@ fn api(reader: &mut Reader, mut section: Section<'_>, api: &mut Api) {
             _ => Ok(text.into()),
         });
     }
-    if let Some(field) =
-        listen.filter(|_| !api.listen.ip().is_loopback() && api.token_file.is_none())
-    {
+    if let Some(field) = listen.filter(|_| !api.listen.ip().is_loopback() && api.token_file.is_none()) {
         field.refuse(reader, OFF_LOOPBACK);
     }
     section.finish(reader);
@@ -344,10 +284,7 @@ fn limits(reader: &mut Reader, mut section: Section<'_>, limits: &mut Limits) {
 }
 
 pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Result<T, String> {
-    let chosen = choices
-        .iter()
-        .find(|(name, _)| *name == text)
-        .map(|(_, value)| *value);
+    let chosen = choices.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     chosen.ok_or_else(|| {
         format!(
             "expected {}",

@@ -154,11 +154,7 @@ impl<'n> Section<'n> {
             if seen.insert(entry.key.as_str()) {
                 left.push(entry);
             } else {
-                reader.refuse(
-                    entry.key_at,
-                    &join(&path, &entry.key),
-                    "the key stands here twice",
-                );
+                reader.refuse(entry.key_at, &join(&path, &entry.key), "the key stands here twice");
             }
         }
         Self {
@@ -208,11 +204,7 @@ impl<'n> Section<'n> {
     }
 
     /// The section below the key.
-    pub(super) fn section(
-        &mut self,
-        reader: &mut Reader,
-        key: &'static str,
-    ) -> Option<Section<'n>> {
+    pub(super) fn section(&mut self, reader: &mut Reader, key: &'static str) -> Option<Section<'n>> {
         self.take(reader, key)?.section(reader)
     }
 
@@ -242,11 +234,7 @@ impl<'n> Section<'n> {
 
 /// `capture` and `include` to `capture.include`.
 fn join(path: &str, key: &str) -> String {
-    let key: String = key
-        .chars()
-        .flat_map(char::escape_debug)
-        .take(ECHO_CHARS)
-        .collect();
+    let key: String = key.chars().flat_map(char::escape_debug).take(ECHO_CHARS).collect();
     if path.is_empty() {
         key
     } else {
@@ -269,11 +257,7 @@ pub(super) fn one_of(names: &[&str]) -> String {
 }
 
 fn echo(text: &str) -> String {
-    let short: String = text
-        .chars()
-        .flat_map(char::escape_debug)
-        .take(ECHO_CHARS)
-        .collect();
+    let short: String = text.chars().flat_map(char::escape_debug).take(ECHO_CHARS).collect();
     if text.chars().count() > ECHO_CHARS {
         format!("\"{short}...\"")
     } else {

@@ -5,8 +5,8 @@
 //! once the record has arrived; only plain user-agent prefixes are compared in the kernel.
 
 use spanwire_common::abi::{
-    setting, HeaderName as AbiHeaderName, PortValue, Settings, KEPT_HEADERS, KEPT_NAME_BYTES,
-    USER_AGENT_PREFIXES, USER_AGENT_PREFIX_BYTES,
+    setting, HeaderName as AbiHeaderName, PortValue, Settings, KEPT_HEADERS, KEPT_NAME_BYTES, USER_AGENT_PREFIXES,
+    USER_AGENT_PREFIX_BYTES,
 };
 
 use super::model::{Capture, Config, PathDetail, Tenant};
@@ -54,20 +54,13 @@ impl SelectorRules {
     /// Numbers the items. `Capture` holds at most [`SELECTORS_MAX`] of each: parsing saw to it.
     pub fn compile(capture: &Capture) -> Self {
         let mut rules = Self {
-            include: capture
-                .include
-                .iter()
-                .take(SELECTORS_MAX)
-                .cloned()
-                .collect(),
+            include: capture.include.iter().take(SELECTORS_MAX).cloned().collect(),
             exclude: Vec::new(),
             exclude_requests: Vec::new(),
             user_agents: Vec::new(),
         };
         for selector in capture.exclude.iter().take(SELECTORS_MAX) {
-            if let Some(prefix) =
-                kernel_prefix(selector).filter(|_| rules.user_agents.len() < USER_AGENT_PREFIXES)
-            {
+            if let Some(prefix) = kernel_prefix(selector).filter(|_| rules.user_agents.len() < USER_AGENT_PREFIXES) {
                 rules.user_agents.push(prefix);
             } else if selector.is_of_request() {
                 rules.exclude_requests.push(selector.clone());
@@ -139,30 +132,20 @@ impl SelectorRules {
     }
 
     /// The item that excludes this request of a process with these masks, if one does.
-    pub fn excludes_request(
-        &self,
-        masks: ProcessMasks,
-        request: &RequestFacts<'_>,
-    ) -> Option<&Selector> {
+    pub fn excludes_request(&self, masks: ProcessMasks, request: &RequestFacts<'_>) -> Option<&Selector> {
         let holds = |item: &&Selector| {
             item.port.is_none_or(|port| port == request.server_port)
+                && item.path.as_ref().is_none_or(|glob| glob.matches(request.path))
                 && item
-                    .path
+                    .user_agent
                     .as_ref()
-                    .is_none_or(|glob| glob.matches(request.path))
-                && item.user_agent.as_ref().is_none_or(|glob| {
-                    request
-                        .user_agent
-                        .is_some_and(|text| glob.matches_any_case(text))
-                })
+                    .is_none_or(|glob| request.user_agent.is_some_and(|text| glob.matches_any_case(text)))
         };
         selected(&self.exclude_requests, masks.exclude_requests).find(holds)
     }
 
     fn needs_user_agent_text(&self) -> bool {
-        self.exclude_requests
-            .iter()
-            .any(|item| item.user_agent.is_some())
+        self.exclude_requests.iter().any(|item| item.user_agent.is_some())
     }
 
     fn needs_path(&self) -> bool {
@@ -252,10 +235,7 @@ impl Config {
     fn header_slots(&self) -> Vec<(&HeaderName, bool, bool)> {
         let tenant = self.tenant.as_ref().map(|Tenant::Header(name)| name);
         let kept = &self.capture.headers;
-        let mut slots: Vec<_> = kept
-            .iter()
-            .map(|name| (name, true, tenant == Some(name)))
-            .collect();
+        let mut slots: Vec<_> = kept.iter().map(|name| (name, true, tenant == Some(name))).collect();
         if let Some(name) = tenant.filter(|name| !kept.contains(name)) {
             slots.push((name, false, true));
         }

@@ -54,10 +54,7 @@ fn without_includes_everything_is_included() {
 
 #[test]
 fn both_parts_of_one_item_must_hold() {
-    let rules = SelectorRules::compile(&capture(
-        &["exe=*/a,port=80", "exe=*/b"],
-        &["exe=*/b,port=99"],
-    ));
+    let rules = SelectorRules::compile(&capture(&["exe=*/a,port=80", "exe=*/b"], &["exe=*/b,port=99"]));
     assert!(admitted(&rules, &process("/a"), 80));
     assert!(!admitted(&rules, &process("/a"), 81));
     assert!(!admitted(&rules, &process("/c"), 80));
@@ -66,20 +63,8 @@ fn both_parts_of_one_item_must_hold() {
     assert_eq!(
         rules.ports(),
         [
-            (
-                80,
-                PortValue {
-                    include: 1,
-                    exclude: 0
-                }
-            ),
-            (
-                99,
-                PortValue {
-                    include: 0,
-                    exclude: 1
-                }
-            )
+            (80, PortValue { include: 1, exclude: 0 }),
+            (99, PortValue { include: 0, exclude: 1 })
         ]
     );
     assert_eq!((rules.include_any_port(), rules.exclude_any_port()), (2, 0));
@@ -100,28 +85,19 @@ fn whole_processes_are_known_to_be_out() {
 
 #[test]
 fn rules_that_hold_are_named() {
-    let rules = SelectorRules::compile(&capture(
-        &["exe=*/a", "uid=0", "uid=5"],
-        &["exe=*/a,port=1"],
-    ));
+    let rules = SelectorRules::compile(&capture(&["exe=*/a", "uid=0", "uid=5"], &["exe=*/a,port=1"]));
     let masks = rules.process_masks(&process("/a"));
     let shown: Vec<String> = rules.including(masks).map(ToString::to_string).collect();
     assert_eq!(shown, ["exe=*/a", "uid=0"]);
     assert_eq!(
-        rules
-            .excluding(masks)
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
+        rules.excluding(masks).map(ToString::to_string).collect::<Vec<_>>(),
         ["exe=*/a,port=1"]
     );
 }
 
 #[test]
 fn requests_are_excluded_by_path_user_agent_and_the_rest_of_the_item() {
-    let rules = SelectorRules::compile(&capture(
-        &[],
-        &["exe=*/a,path=/health*", "port=81,user_agent=*BOT*"],
-    ));
+    let rules = SelectorRules::compile(&capture(&[], &["exe=*/a,path=/health*", "port=81,user_agent=*BOT*"]));
     let of = |exe, server_port, path, user_agent| {
         let masks = rules.process_masks(&process(exe));
         let request = RequestFacts {
@@ -129,14 +105,9 @@ fn requests_are_excluded_by_path_user_agent_and_the_rest_of_the_item() {
             path,
             user_agent,
         };
-        rules
-            .excludes_request(masks, &request)
-            .map(ToString::to_string)
+        rules.excludes_request(masks, &request).map(ToString::to_string)
     };
-    assert_eq!(
-        of("/a", 80, "/healthz", None).as_deref(),
-        Some("exe=*/a,path=/health*")
-    );
+    assert_eq!(of("/a", 80, "/healthz", None).as_deref(), Some("exe=*/a,path=/health*"));
     assert_eq!(of("/a", 80, "/shop", None), None);
     assert_eq!(of("/b", 80, "/healthz", None), None);
     assert_eq!(
@@ -155,19 +126,13 @@ fn requests_are_excluded_by_path_user_agent_and_the_rest_of_the_item() {
 fn plain_user_agent_prefixes_are_the_kernels() {
     let settings = |exclude: &[&str]| {
         let config = config(&[], exclude);
-        config.settings(
-            &SelectorRules::compile(&config.capture),
-            RunFacts::default(),
-        )
+        config.settings(&SelectorRules::compile(&config.capture), RunFacts::default())
     };
     let probes = settings(&["user_agent=Kube-Probe/*"]);
     assert_eq!(probes.user_agent_count, 1);
     assert_eq!(
         probes.user_agents[0],
-        [
-            u64::from_le_bytes(*b"kube-pro"),
-            u64::from_le_bytes(*b"be/\0\0\0\0\0")
-        ]
+        [u64::from_le_bytes(*b"kube-pro"), u64::from_le_bytes(*b"be/\0\0\0\0\0")]
     );
     assert_eq!(probes.flags & setting::USER_AGENT_TEXT, 0);
     for text in [
@@ -205,10 +170,7 @@ fn settings_carry_what_the_kernel_side_needs() {
         health_port: 4320,
     };
     let settings = config.settings(&rules, run);
-    assert_eq!(
-        settings.flags,
-        setting::CAPTURE | setting::OPAQUE | setting::PATHS
-    );
+    assert_eq!(settings.flags, setting::CAPTURE | setting::OPAQUE | setting::PATHS);
     assert_eq!(
         (
             settings.generation,
@@ -218,10 +180,7 @@ fn settings_carry_what_the_kernel_side_needs() {
         ),
         (9, 77, 4319, 4320)
     );
-    assert_eq!(
-        (settings.include_any_port, settings.exclude_any_port),
-        (2, 1)
-    );
+    assert_eq!((settings.include_any_port, settings.exclude_any_port), (2, 1));
     assert_eq!(settings.name_count, 3);
     let first = settings.names[0];
     assert_eq!(
@@ -235,22 +194,14 @@ fn settings_carry_what_the_kernel_side_needs() {
     );
     assert_eq!((first.len, first.keep, first.tenant), (12, 1, 0));
     assert_eq!(
-        (
-            settings.names[2].len,
-            settings.names[2].keep,
-            settings.names[2].tenant
-        ),
+        (settings.names[2].len, settings.names[2].keep, settings.names[2].tenant),
         (11, 0, 1)
     );
 
     config.tenant = Some(Tenant::Header(name("x-team")));
     let settings = config.settings(&rules, run);
     assert_eq!(
-        (
-            settings.name_count,
-            settings.names[1].keep,
-            settings.names[1].tenant
-        ),
+        (settings.name_count, settings.names[1].keep, settings.names[1].tenant),
         (2, 1, 1)
     );
 
@@ -268,17 +219,14 @@ fn settings_carry_what_the_kernel_side_needs() {
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
-    (proptest::option::of(0u32..3), proptest::option::of(1u16..4)).prop_filter_map(
-        "empty",
-        |(uid, port)| {
-            let selector = Selector {
-                port,
-                uid,
-                ..Selector::default()
-            };
-            (selector != Selector::default()).then_some(selector)
-        },
-    )
+    (proptest::option::of(0u32..3), proptest::option::of(1u16..4)).prop_filter_map("empty", |(uid, port)| {
+        let selector = Selector {
+            port,
+            uid,
+            ..Selector::default()
+        };
+        (selector != Selector::default()).then_some(selector)
+    })
 }
 
 proptest! {

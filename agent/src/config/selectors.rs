@@ -114,10 +114,7 @@ impl Selector {
             SelectorKey::Cgroup => self.cgroup = Some(Glob::parse_path(text)?),
             SelectorKey::Container => self.container = Some(parse_container_id(text)?),
             SelectorKey::Uid => {
-                self.uid = Some(
-                    text.parse()
-                        .map_err(|_| "expected a numeric user id".to_owned())?,
-                );
+                self.uid = Some(text.parse().map_err(|_| "expected a numeric user id".to_owned())?);
             }
             SelectorKey::Path => self.path = Some(Glob::parse_path(text)?),
             SelectorKey::UserAgent => self.user_agent = Some(Glob::parse(text)?),
@@ -136,9 +133,7 @@ impl Selector {
             let key = SelectorKey::ALL
                 .into_iter()
                 .find(|key| key.as_str() == name)
-                .ok_or_else(|| {
-                    format!("unknown key \"{name}\", expected {}", key_names(exclude))
-                })?;
+                .ok_or_else(|| format!("unknown key \"{name}\", expected {}", key_names(exclude)))?;
             if key.is_of_request() && !exclude {
                 return Err(only_excludes(key));
             }
@@ -155,8 +150,7 @@ impl Selector {
 
     /// True when the keys of a process hold: exe, comm, pid, cgroup, container, uid.
     pub fn matches_process(&self, facts: &ProcessFacts) -> bool {
-        let glob =
-            |glob: &Option<Glob>, text: &str| glob.as_ref().is_none_or(|glob| glob.matches(text));
+        let glob = |glob: &Option<Glob>, text: &str| glob.as_ref().is_none_or(|glob| glob.matches(text));
         self.uid.is_none_or(|uid| uid == facts.uid)
             && self
                 .pid
@@ -194,14 +188,10 @@ impl fmt::Display for Selector {
             self.port.map(|value| format!("port={value}")),
             self.pid.map(|value| format!("pid={value}")),
             self.cgroup.as_ref().map(|value| format!("cgroup={value}")),
-            self.container
-                .as_ref()
-                .map(|value| format!("container={value}")),
+            self.container.as_ref().map(|value| format!("container={value}")),
             self.uid.map(|value| format!("uid={value}")),
             self.path.as_ref().map(|value| format!("path={value}")),
-            self.user_agent
-                .as_ref()
-                .map(|value| format!("user_agent={value}")),
+            self.user_agent.as_ref().map(|value| format!("user_agent={value}")),
         ];
         f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
@@ -223,10 +213,7 @@ pub(super) fn key_names(exclude: bool) -> String {
 
 fn parse_container_id(text: &str) -> Result<String, String> {
     let id = text.to_ascii_lowercase();
-    if id.len() < CONTAINER_ID_PREFIX
-        || id.len() > 64
-        || !id.bytes().all(|byte| byte.is_ascii_hexdigit())
-    {
+    if id.len() < CONTAINER_ID_PREFIX || id.len() > 64 || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err("expected a container id, 12 to 64 hex digits".to_owned());
     }
     Ok(id)
@@ -250,9 +237,7 @@ mod tests {
     }
 
     fn matches(selector: &str) -> bool {
-        Selector::parse(selector, true)
-            .unwrap()
-            .matches_process(&nginx())
+        Selector::parse(selector, true).unwrap().matches_process(&nginx())
     }
 
     #[test]
@@ -298,25 +283,16 @@ mod tests {
         ] {
             let selector = Selector::parse(text, true).unwrap();
             assert_eq!(selector.to_string(), text);
-            assert_eq!(
-                Selector::parse(&selector.to_string(), true).unwrap(),
-                selector
-            );
+            assert_eq!(Selector::parse(&selector.to_string(), true).unwrap(), selector);
         }
-        assert_eq!(
-            Selector::kube_probes().to_string(),
-            "user_agent=kube-probe/*"
-        );
+        assert_eq!(Selector::kube_probes().to_string(), "user_agent=kube-probe/*");
     }
 
     #[test]
     fn bad_selectors_say_what_was_expected() {
         for (text, message) in [
             ("", "expected a selector such as exe=*/nginx,port=80"),
-            (
-                "port=80,",
-                "expected a selector such as exe=*/nginx,port=80",
-            ),
+            ("port=80,", "expected a selector such as exe=*/nginx,port=80"),
             ("port=http", "port: expected a port from 1 to 65535"),
             ("port=0", "port: expected a port from 1 to 65535"),
             (

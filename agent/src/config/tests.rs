@@ -39,26 +39,17 @@ fn every_key_is_accepted() {
     let config = accepted(EVERY_KEY);
     assert_eq!(config.capture.include.len(), 2);
     assert_eq!(config.capture.include[0].to_string(), "exe=*/nginx");
-    assert_eq!(
-        config.capture.exclude[0].to_string(),
-        "exe=/usr/sbin/sshd,uid=0"
-    );
+    assert_eq!(config.capture.exclude[0].to_string(), "exe=/usr/sbin/sshd,uid=0");
     assert_eq!(config.capture.headers[0].as_str(), "x-tenant-id");
     assert_eq!(
         config.tenant,
         Some(Tenant::Header(HeaderName::parse("x-tenant-id").unwrap()))
     );
     let main = &config.exporters[0];
-    assert_eq!(
-        (main.name.as_str(), main.protocol),
-        ("main", ExportProtocol::OtlpGrpc)
-    );
+    assert_eq!((main.name.as_str(), main.protocol), ("main", ExportProtocol::OtlpGrpc));
     assert_eq!(main.endpoint.to_string(), "http://127.0.0.1:4317/");
     let http = &config.exporters[1];
-    assert_eq!(
-        http.endpoint.to_string(),
-        "https://otel.example:443/otlp/v1/traces"
-    );
+    assert_eq!(http.endpoint.to_string(), "https://otel.example:443/otlp/v1/traces");
     assert_eq!(
         (http.compression, http.timeout),
         (Compression::Gzip, Duration::from_secs(5))
@@ -278,8 +269,7 @@ fn what_is_wrong_is_said_with_its_place() {
 
 #[test]
 fn all_problems_are_said_at_once_and_in_order() {
-    let text =
-        "limits:\n  cpus: 1\ncapture:\n  paths: x\nstore:\n  retention: {size: x, aage: 1}\n";
+    let text = "limits:\n  cpus: 1\ncapture:\n  paths: x\nstore:\n  retention: {size: x, aage: 1}\n";
     let places: Vec<String> = refused(text)
         .iter()
         .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
@@ -297,12 +287,7 @@ fn all_problems_are_said_at_once_and_in_order() {
 
 #[test]
 fn broken_yaml_names_the_place() {
-    for text in [
-        "capture: [",
-        "a: b: c",
-        "a: 1\n- b",
-        "capture: {enabled: \"tru",
-    ] {
+    for text in ["capture: [", "a: b: c", "a: 1\n- b", "capture: {enabled: \"tru"] {
         let lines = refused(text);
         assert_eq!(lines.len(), 1);
         assert!(
@@ -320,21 +305,13 @@ fn later_capabilities_are_accepted_where_they_switch_nothing_on() {
          ingress: {enabled: auto, headers: [server-timing], trust: [], services: []}\n\
          route: []\nsampling: {head: {ratio: 1.0}, tail: {}, adaptive: {}}\noverrides: []\ntenant: {}\n",
     );
-    accepted(
-        "propagate: {enabled: false}\ningress: {enabled: false}\nsampling: {head: {ratio: 1}}\n",
-    );
+    accepted("propagate: {enabled: false}\ningress: {enabled: false}\nsampling: {head: {ratio: 1}}\n");
 }
 
 #[test]
 fn probes_stay_excluded_unless_the_file_speaks_of_user_agents() {
-    let shown = |text: &str| -> Vec<String> {
-        accepted(text)
-            .capture
-            .exclude
-            .iter()
-            .map(ToString::to_string)
-            .collect()
-    };
+    let shown =
+        |text: &str| -> Vec<String> { accepted(text).capture.exclude.iter().map(ToString::to_string).collect() };
     assert_eq!(
         shown("capture: {exclude: [{uid: 0}]}"),
         ["uid=0", "user_agent=kube-probe/*"]
@@ -406,32 +383,13 @@ fn flags_go_over_the_file() {
         listen: Some("127.0.0.1:0".into()),
         no_store: false,
     };
-    let config = load(
-        text,
-        &flags,
-        &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://ignored")],
-    )
-    .unwrap();
+    let config = load(text, &flags, &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://ignored")]).unwrap();
     assert_eq!(config.capture.include.len(), 1);
-    assert_eq!(
-        config.capture.include[0].to_string(),
-        "exe=*/nginx,port=8080"
-    );
-    let excluded: Vec<String> = config
-        .capture
-        .exclude
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        excluded,
-        ["uid=0", "user_agent=kube-probe/*", "path=/healthz"]
-    );
+    assert_eq!(config.capture.include[0].to_string(), "exe=*/nginx,port=8080");
+    let excluded: Vec<String> = config.capture.exclude.iter().map(ToString::to_string).collect();
+    assert_eq!(excluded, ["uid=0", "user_agent=kube-probe/*", "path=/healthz"]);
     assert_eq!(config.exporters.len(), 1);
-    assert_eq!(
-        config.exporters[0].endpoint.to_string(),
-        "http://c:4318/v1/traces"
-    );
+    assert_eq!(config.exporters[0].endpoint.to_string(), "http://c:4318/v1/traces");
     assert!(config.store.enabled);
     assert_eq!(config.store.path.to_str(), Some("data"));
     assert_eq!(config.api.listen.port(), 0);
@@ -443,12 +401,7 @@ fn no_store_wins_over_the_file() {
         no_store: true,
         ..Flags::default()
     };
-    assert!(
-        !load("store: {enabled: true}", &flags, &[])
-            .unwrap()
-            .store
-            .enabled
-    );
+    assert!(!load("store: {enabled: true}", &flags, &[]).unwrap().store.enabled);
 }
 
 #[test]
@@ -457,11 +410,7 @@ fn the_flag_for_otlp_chooses_the_protocol() {
         ("http://c:4317", ExportProtocol::OtlpGrpc, "http://c:4317/"),
         ("http://c", ExportProtocol::OtlpGrpc, "http://c:4317/"),
         ("http://c:9", ExportProtocol::OtlpGrpc, "http://c:9/"),
-        (
-            "http://c:4318",
-            ExportProtocol::OtlpHttp,
-            "http://c:4318/v1/traces",
-        ),
+        ("http://c:4318", ExportProtocol::OtlpHttp, "http://c:4318/v1/traces"),
         (
             "http://c:9/x/v1/traces",
             ExportProtocol::OtlpHttp,
@@ -486,11 +435,7 @@ fn the_environment_counts_when_nothing_else_names_an_exporter() {
     let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")];
     let names = |text: &str| -> Vec<String> {
         let config = load(text, &Flags::default(), &variables).unwrap();
-        config
-            .exporters
-            .into_iter()
-            .map(|exporter| exporter.name)
-            .collect()
+        config.exporters.into_iter().map(|exporter| exporter.name).collect()
     };
     assert_eq!(names(""), ["environment"]);
     assert_eq!(names("export:"), ["environment"]);
@@ -507,12 +452,9 @@ fn bad_flags_are_named_beside_what_is_wrong_in_the_file() {
         listen: Some("0.0.0.0:1".into()),
         ..Flags::default()
     };
-    let error = load("capture: {paths: x}", &flags, &[])
-        .unwrap_err()
-        .to_string();
+    let error = load("capture: {paths: x}", &flags, &[]).unwrap_err().to_string();
     let lines: Vec<&str> = error.lines().collect();
-    assert!(lines[0]
-        .ends_with("c.yaml:1:18: capture.paths: expected templated, raw or off, found \"x\""));
+    assert!(lines[0].ends_with("c.yaml:1:18: capture.paths: expected templated, raw or off, found \"x\""));
     assert_eq!(
         lines[1..],
         [

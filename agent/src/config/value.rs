@@ -69,13 +69,9 @@ const CREDENTIAL_PARTS: [&str; 11] = [
 
 /// Splits `12ms` into 12 and `ms`, and what follows.
 fn amount(text: &str) -> Option<(u64, &str, &str)> {
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(unit_at);
-    let next_at = rest
-        .find(|c: char| c.is_ascii_digit())
-        .unwrap_or(rest.len());
+    let next_at = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
     let (unit, rest) = rest.split_at(next_at);
     Some((digits.parse().ok()?, unit, rest))
 }
@@ -134,9 +130,7 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         Some(port) => format!("127.0.0.1:{port}"),
         None => text.to_owned(),
     };
-    numeric
-        .parse()
-        .map_err(|_| format!("expected {AN_ADDRESS}"))
+    numeric.parse().map_err(|_| format!("expected {AN_ADDRESS}"))
 }
 
 /// Reads a port, 1 to 65535.
@@ -156,9 +150,7 @@ impl HeaderName {
     pub fn parse_kept(text: &str) -> Result<Self, String> {
         let name = Self::parse(text)?;
         if name.0.len() > KEPT_NAME_BYTES {
-            return Err(format!(
-                "expected a header name of at most {KEPT_NAME_BYTES} bytes"
-            ));
+            return Err(format!("expected a header name of at most {KEPT_NAME_BYTES} bytes"));
         }
         if name.is_credential() {
             return Err("a header that carries credentials is never kept".to_owned());
@@ -176,8 +168,7 @@ impl HeaderName {
     }
 
     fn is_credential(&self) -> bool {
-        CREDENTIALS.contains(&self.0.as_str())
-            || CREDENTIAL_PARTS.iter().any(|part| self.0.contains(part))
+        CREDENTIALS.contains(&self.0.as_str()) || CREDENTIAL_PARTS.iter().any(|part| self.0.contains(part))
     }
 
     pub fn as_str(&self) -> &str {
@@ -256,10 +247,7 @@ impl AddressRange {
                 Some(bits) => bits.parse().ok().filter(|bits| *bits <= widest)?,
                 None => widest,
             };
-            Some(Self {
-                network,
-                prefix_bits,
-            })
+            Some(Self { network, prefix_bits })
         };
         read().ok_or_else(|| "expected an address range such as 10.0.0.0/8 or fc00::/7".to_owned())
     }
@@ -314,11 +302,7 @@ mod tests {
             "1s ",
             "+1s",
         ] {
-            assert_eq!(
-                parse_duration(bad),
-                Err(format!("expected {A_DURATION}")),
-                "{bad}"
-            );
+            assert_eq!(parse_duration(bad), Err(format!("expected {A_DURATION}")), "{bad}");
         }
     }
 
@@ -329,17 +313,7 @@ mod tests {
         assert_eq!(parse_size("64Mi"), Ok(64 << 20));
         assert_eq!(parse_size("5MB"), Ok(5_000_000));
         assert_eq!(parse_size("4096"), Ok(4096));
-        for bad in [
-            "",
-            "MiB",
-            "1 GiB",
-            "1gib",
-            "-1",
-            "1.5GiB",
-            "1MiB2",
-            "1K",
-            "99999999TiB",
-        ] {
+        for bad in ["", "MiB", "1 GiB", "1gib", "-1", "1.5GiB", "1MiB2", "1K", "99999999TiB"] {
             assert_eq!(parse_size(bad), Err(format!("expected {A_SIZE}")), "{bad}");
         }
     }
@@ -363,10 +337,7 @@ mod tests {
 
     #[test]
     fn header_names() {
-        assert_eq!(
-            HeaderName::parse_kept("X-Tenant-Id").unwrap().as_str(),
-            "x-tenant-id"
-        );
+        assert_eq!(HeaderName::parse_kept("X-Tenant-Id").unwrap().as_str(), "x-tenant-id");
         let refused = "a header that carries credentials is never kept";
         for name in [
             "Authorization",
@@ -380,11 +351,7 @@ mod tests {
             "x-goog-iap-jwt-assertion",
             "x-session-id",
         ] {
-            assert_eq!(
-                HeaderName::parse_kept(name),
-                Err(refused.to_owned()),
-                "{name}"
-            );
+            assert_eq!(HeaderName::parse_kept(name), Err(refused.to_owned()), "{name}");
         }
         for bad in ["", "x tenant", "x:y", "é", "x\r\ny"] {
             assert!(HeaderName::parse_kept(bad).is_err(), "{bad}");
@@ -403,14 +370,7 @@ mod tests {
         assert!(AddressRange::parse("0.0.0.0/0")
             .unwrap()
             .contains("8.8.8.8".parse().unwrap()));
-        for bad in [
-            "10.0.0.0/33",
-            "10.0/8",
-            "x",
-            "::/129",
-            "1.2.3.4/",
-            "1.2.3.4/-1",
-        ] {
+        for bad in ["10.0.0.0/33", "10.0/8", "x", "::/129", "1.2.3.4/", "1.2.3.4/-1"] {
             assert!(AddressRange::parse(bad).is_err(), "{bad}");
         }
         let local = |text: &str| {
@@ -418,16 +378,8 @@ mod tests {
                 .iter()
                 .any(|r| r.contains(text.parse().unwrap()))
         };
-        assert!(
-            local("127.9.9.9")
-                && local("172.31.0.1")
-                && local("fd00::1")
-                && local("::1")
-                && local("fe80::1")
-        );
-        assert!(
-            !local("172.32.0.1") && !local("8.8.8.8") && !local("2001:db8::1") && !local("::2")
-        );
+        assert!(local("127.9.9.9") && local("172.31.0.1") && local("fd00::1") && local("::1") && local("fe80::1"));
+        assert!(!local("172.32.0.1") && !local("8.8.8.8") && !local("2001:db8::1") && !local("::2"));
     }
 
     #[test]

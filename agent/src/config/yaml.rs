@@ -95,9 +95,7 @@ impl Open {
                 }),
                 None => match node.kind {
                     Kind::Scalar { text, .. } => *key = Some((text, node.at)),
-                    Kind::List(_) | Kind::Map(_) => {
-                        return refuse(node.at, "expected a plain name as key")
-                    }
+                    Kind::List(_) | Kind::Map(_) => return refuse(node.at, "expected a plain name as key"),
                 },
             },
         }
@@ -126,16 +124,10 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
         let at = position(span.start);
         let finished = match event {
             Event::StreamEnd => break,
-            Event::DocumentStart(_) if root.is_some() => {
-                return refuse(at, "expected a single document")
-            }
-            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => {
-                None
-            }
+            Event::DocumentStart(_) if root.is_some() => return refuse(at, "expected a single document"),
+            Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => None,
             Event::Alias(_) => return refuse(at, "aliases are not read here: write the value out"),
-            Event::Scalar(_, _, _, Some(_))
-            | Event::SequenceStart(_, Some(_))
-            | Event::MappingStart(_, Some(_)) => {
+            Event::Scalar(_, _, _, Some(_)) | Event::SequenceStart(_, Some(_)) | Event::MappingStart(_, Some(_)) => {
                 return refuse(at, "tags are not read here: write the value without")
             }
             Event::Scalar(text, style, _, None) => Some(Node {
@@ -145,9 +137,7 @@ pub(super) fn parse(text: &str) -> Result<Option<Node>, SyntaxError> {
                     plain: style == ScalarStyle::Plain,
                 },
             }),
-            Event::SequenceStart(_, None) | Event::MappingStart(_, None)
-                if open.len() == DEPTH_MAX =>
-            {
+            Event::SequenceStart(_, None) | Event::MappingStart(_, None) if open.len() == DEPTH_MAX => {
                 return refuse(at, format!("nested deeper than {DEPTH_MAX} levels"))
             }
             Event::SequenceStart(_, None) => {
@@ -222,37 +212,20 @@ mod tests {
     fn what_is_not_read_is_refused_with_its_place() {
         assert_eq!(
             error("a: &x [1]\nb: *x\n"),
-            (
-                2,
-                4,
-                "aliases are not read here: write the value out".into()
-            )
+            (2, 4, "aliases are not read here: write the value out".into())
         );
         assert_eq!(
             error("a: !!str 5"),
-            (
-                1,
-                4,
-                "tags are not read here: write the value without".into()
-            )
+            (1, 4, "tags are not read here: write the value without".into())
         );
-        assert_eq!(
-            error("a: 1\n---\nb: 2\n"),
-            (2, 1, "expected a single document".into())
-        );
-        assert_eq!(
-            error("? [a]\n: b\n"),
-            (1, 3, "expected a plain name as key".into())
-        );
+        assert_eq!(error("a: 1\n---\nb: 2\n"), (2, 1, "expected a single document".into()));
+        assert_eq!(error("? [a]\n: b\n"), (1, 3, "expected a plain name as key".into()));
         assert_eq!(error("a: [1, 2\nb: 3").0, 2);
     }
 
     #[test]
     fn nesting_is_bounded() {
-        assert_eq!(
-            error(&"[".repeat(100)),
-            (1, 17, "nested deeper than 16 levels".into())
-        );
+        assert_eq!(error(&"[".repeat(100)), (1, 17, "nested deeper than 16 levels".into()));
         assert!(parse(&"[".repeat(FILE_BYTES_MAX)).is_err());
         assert!(parse(&"- ".repeat(FILE_BYTES_MAX / 2)).is_err());
         let lines: Vec<String> = (0..40).map(|depth| " ".repeat(depth) + "a:").collect();
