@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{parse_duration, Config, Environment, Flags};
+use crate::doctor;
 
 /// Exit status of bad usage and of a bad configuration, clap's own for the former.
 pub const EXIT_BAD_USAGE: u8 = 2;
@@ -265,46 +266,39 @@ pub struct CompletionsArgs {
 
 /// Does a command that needs neither a running agent nor a store; `None` for the others.
 pub fn offline(command: &Command) -> Option<ExitCode> {
+    let out = &mut io::stdout().lock();
     let done = match command {
-        Command::Run(_)
-        | Command::Status(_)
-        | Command::Services(_)
-        | Command::Traces(_)
-        | Command::Trace(_)
-        | Command::Doctor(_) => return None,
-        Command::Config(args) => return Some(config(&args.action)),
-        Command::Verify(_) => return Some(not_built("verify", "page")),
-        Command::Top(_) => return Some(not_built("top", "page")),
-        Command::Hub(_) => return Some(not_built("hub", "kubernetes")),
-        Command::Completions(args) => completions(args.shell, &mut io::stdout().lock()),
-        Command::Man => manual(&mut io::stdout().lock()),
-    };
-    Some(match done {
-        Ok(()) => ExitCode::SUCCESS,
-        // Whoever read us had enough: `spanwire man | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(format_args!("cannot write to stdout: {error}"));
-            ExitCode::FAILURE
+        Command::Run(_) | Command::Status(_) | Command::Services(_) | Command::Traces(_) | Command::Trace(_) => {
+            return None;
         }
-    })
+        Command::Doctor(args) => doctor::run(args.output.json, out),
+        Command::Config(args) => config(&args.action, out),
+        Command::Verify(_) => Ok(not_built("verify", "page")),
+        Command::Top(_) => Ok(not_built("top", "page")),
+        Command::Hub(_) => Ok(not_built("hub", "kubernetes")),
+        Command::Completions(args) => completions(args.shell, out).map(|()| ExitCode::SUCCESS),
+        Command::Man => manual(out).map(|()| ExitCode::SUCCESS),
+    };
+    Some(done.unwrap_or_else(|error| {
+        // Whoever read us had enough: `spanwire man | head`.
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return ExitCode::SUCCESS;
+        }
+        complain(format_args!("cannot write to stdout: {error}"));
+        ExitCode::FAILURE
+    }))
 }
 
-fn config(action: &ConfigAction) -> ExitCode {
+/// What is wrong with the file is the answer here, so it goes to stdout.
+fn config(action: &ConfigAction, out: &mut impl Write) -> io::Result<ExitCode> {
     let file = match action {
         ConfigAction::Check { file } => file,
-        ConfigAction::Show(_) => return not_built("config show", "kubernetes"),
-        ConfigAction::Schema(_) => return not_built("config schema", "kubernetes"),
+        ConfigAction::Show(_) => return Ok(not_built("config show", "kubernetes")),
+        ConfigAction::Schema(_) => return Ok(not_built("config schema", "kubernetes")),
     };
     match Config::check(file) {
-        Ok(()) => match writeln!(io::stdout(), "{}: ok", file.display()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
-        Err(error) => {
-            complain(format_args!("{error}"));
-            ExitCode::from(EXIT_BAD_USAGE)
-        }
+        Ok(()) => writeln!(out, "{}: ok", file.display()).map(|()| ExitCode::SUCCESS),
+        Err(error) => writeln!(out, "{error}").map(|()| ExitCode::from(EXIT_BAD_USAGE)),
     }
 }
 
@@ -327,18 +321,43 @@ fn completions(shell: clap_complete::Shell, out: &mut impl Write) -> io::Result<
     out.write_all(&script)
 }
 
-/// One page for all commands: the overview, then each command's options.
+/// One page for all commands: the overview, then a section for each.
 fn manual(out: &mut impl Write) -> io::Result<()> {
     let mut command = Cli::command();
     command.build();
-    clap_mangen::Man::new(command.clone()).render(out)?;
-    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
-        let page = clap_mangen::Man::new(below.clone());
-        writeln!(out, ".SH \"SPANWIRE {}\"", below.get_name().to_uppercase())?;
-        page.render_description_section(out)?;
-        page.render_options_section(out)?;
+    let page = clap_mangen::Man::new(command.clone());
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_options_section(out)?;
+    for below in command.get_subcommands() {
+        manual_section(below, out)?;
     }
-    Ok(())
+    page.render_extra_section(out)
+}
+
+/// A command's section; clap_mangen's own headings become headings below it.
+fn manual_section(command: &clap::Command, out: &mut impl Write) -> io::Result<()> {
+    let page = clap_mangen::Man::new(command.clone());
+    let mut text = Vec::new();
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    let name = command
+        .get_display_name()
+        .unwrap_or(command.get_name())
+        .replace('-', " ")
+        .to_uppercase();
+    writeln!(out, ".SH \"{name}\"")?;
+    out.write_all(
+        String::from_utf8_lossy(&text)
+            .replace("\n.SH ", "\n.SS ")
+            .replacen(".SH ", ".SS ", 1)
+            .as_bytes(),
+    )?;
+    command
+        .get_subcommands()
+        .try_for_each(|below| manual_section(below, out))
 }
 
 #[cfg(test)]

@@ -111,7 +111,12 @@ fn the_manual_page_describes_every_command() {
     for command in Cli::command().get_subcommands() {
         assert!(page.contains(&format!(".SH \"SPANWIRE {}\"", command.get_name().to_uppercase())));
     }
-    assert!(page.contains("min\\-duration"));
+    assert!(page.contains(".SH \"SPANWIRE CONFIG CHECK\""));
+    assert!(page.contains("min\\-duration") && page.contains("Exit status"));
+    assert!(
+        !page.contains("spanwire\\-run(1)"),
+        "there are no other pages to refer to"
+    );
 }
 
 #[test]
