@@ -11,6 +11,8 @@ use anyhow::{Context, Result};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use prost::Message;
 
+use crate::spans::{read_otlp_json, Span};
+
 /// How the endpoint answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
@@ -82,6 +84,17 @@ impl Receiver {
     }
 
     /// Spans received so far, decoded by opentelemetry-proto.
+    pub fn spans(&self) -> Result<Vec<Span>> {
+        let mut spans = Vec::new();
+        for request in self.received() {
+            let decoded = ExportTraceServiceRequest::decode(request.body.as_slice())
+                .context("not an OTLP request")?;
+            spans.extend(read_otlp_json(&serde_json::to_value(&decoded)?)?);
+        }
+        Ok(spans)
+    }
+
+    /// How many spans were received so far.
     pub fn span_count(&self) -> Result<usize> {
         let mut count = 0;
         for request in self.received() {

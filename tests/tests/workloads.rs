@@ -2,13 +2,14 @@
 //! that a failure in the other tests is the agent's.
 #![allow(clippy::unwrap_used, reason = "test")]
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::python::{self, Workers};
 use spanwire_tests::apps::{apache, haproxy, node, php_fpm, ruby, App, Calls};
 use spanwire_tests::cases::Cases;
+use spanwire_tests::http;
 use spanwire_tests::load::Load;
-use spanwire_tests::place::Place;
+use spanwire_tests::place::{free_port, Place};
 use spanwire_tests::service::Target;
 
 fn load(target: &Target, prefix: &str) -> Result<String> {
@@ -92,5 +93,41 @@ fn every_application_answers_under_load() {
             "fpmunix",
         )
     });
+    cases.run("faults", || faults(&place));
     cases.finish();
+}
+
+/// The failures that `retries` judges: each front answers as its configuration says.
+fn faults(place: &Place) -> Result<String> {
+    let flaky = python::faulty("flaky", place, "flaky")?;
+    let busy = python::faulty("busy", place, "always")?;
+    let reset = python::faulty("reset", place, "reset")?;
+    let closing = python::faulty("closing", place, "close")?;
+    let good = python::flask("good", place, &Calls::none())?;
+    let dead = Target::loopback(free_port()?);
+    let mut evidence = Vec::new();
+    for (name, calls, expected) in [
+        ("retried", Calls::none().to("b", &flaky)?, 200),
+        ("exhausted", Calls::none().to("b", &busy)?, 502),
+        ("resetting", Calls::none().to("b", &reset)?, 502),
+        ("closed", Calls::none().to("b", &closing)?, 502),
+        ("refused", Calls::none().to_url("b", dead.url()?), 502),
+    ] {
+        let front = python::gunicorn(name, place, Workers::Threads(4), &calls)?;
+        let response = http::get(&front.target, &format!("/r/{name}"))?;
+        ensure!(
+            response.status == expected,
+            "{name}: status {}: {}",
+            response.status,
+            response.text()
+        );
+        evidence.push(format!("{name} {expected}"));
+    }
+    for (name, first) in [("next_busy", &busy.target), ("next_dead", &dead)] {
+        let front = Site::new()
+            .proxying("a", &[first, &good.target])
+            .start(name, place)?;
+        evidence.push(format!("{name}: {}", load(&front.target, name)?));
+    }
+    Ok(evidence.join(", "))
 }

@@ -46,13 +46,15 @@ fn gunicorn_on(
         Target::Unix(path) => format!("unix:{}", path.display()),
     };
     let kind = match workers {
-        Workers::Sync(count) => [
+        Workers::Sync(count) => vec![
             "--worker-class=sync".to_owned(),
             format!("--workers={count}"),
         ],
-        Workers::Threads(count) => [
+        // Kept long enough for a proxy's upstream connections to be used again.
+        Workers::Threads(count) => vec![
             "--worker-class=gthread".to_owned(),
             format!("--threads={count}"),
+            "--keep-alive=30".to_owned(),
         ],
     };
     let service = python(name, place, "gunicorn", calls)?
@@ -111,4 +113,16 @@ fn python(name: &str, place: &Place, program: &str, calls: &Calls) -> Result<Lau
         .env("PYTHONPATH", modules)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("CALLS", calls.as_env()))
+}
+
+/// A server that fails as told (`tests/workloads/faulty.py`).
+pub fn faulty(name: &str, place: &Place, mode: &str) -> Result<App> {
+    let port = free_port()?;
+    let target = Target::loopback(port);
+    let service = python(name, place, "python", &Calls::none())?
+        .arg(workload("faulty.py"))
+        .arg(mode)
+        .arg(port.to_string())
+        .start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
 }
