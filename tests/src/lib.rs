@@ -10,6 +10,8 @@
 //! - [`agent`]: the agent under test, its API and its metrics
 //! - [`receiver`]: an OTLP/HTTP endpoint that keeps what it is sent, or misbehaves as told
 //! - [`spans`], [`judge`]: exported spans held against the truth
+//! - [`search`]: where a secret is found: files, bytes, a process's memory
+//! - [`kernel`], [`metrics`]: what is loaded in the kernel, and what the agent counts
 //! - [`cases`]: several cases against one set of services, all run, all reported
 //!
 //! The tests need root (the agent loads eBPF programs) and the packages that `cargo xtask` installs. A test that
@@ -29,5 +31,6 @@ pub mod load;
 pub mod metrics;
 pub mod place;
 pub mod receiver;
+pub mod search;
 pub mod service;
 pub mod spans;

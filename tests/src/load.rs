@@ -3,13 +3,15 @@
 //! A request comes in as `/r/<id>`; whatever a service calls for it is `/o/<id>/<hop>`, where the hop names the place
 //! that calls. So a span's path alone says which exchange it is, and which other exchange caused it.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Result};
+use anyhow::{bail, Context, Result};
 
 use crate::http::Connection;
+use crate::place::program;
 use crate::service::Target;
 
 /// A bounded number of requests from a fixed number of connections.
@@ -111,4 +113,31 @@ impl Load<'_> {
         *connection = Some(open);
         Ok(())
     }
+}
+
+/// hey: an exact number of requests at a bounded rate. Returns how many it says were answered with 200.
+pub fn hey(target: &Target, requests: u64, workers: u64, rate_per_worker: u64) -> Result<u64> {
+    let output = Command::new(program("hey")?)
+        .args(["-n", &requests.to_string(), "-c", &workers.to_string(), "-q", &rate_per_worker.to_string()])
+        .arg(format!("{}/r/hey", target.url()?))
+        .output()?;
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = report.lines().find(|line| line.contains("[200]"));
+    let answered = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    answered.with_context(|| format!("hey's report has no line for status 200:\n{report}"))
+}
+
+/// wrk at full speed. Returns how many responses it read; as many more as it has connections may have been cut off.
+pub fn wrk(target: &Target, connections: u64, seconds: u64) -> Result<u64> {
+    let output = Command::new(program("wrk")?)
+        .args(["-t2", &format!("-c{connections}"), &format!("-d{seconds}s")])
+        .arg(format!("{}/r/wrk", target.url()?))
+        .output()?;
+    let report = String::from_utf8_lossy(&output.stdout).into_owned();
+    if report.contains("Socket errors") || report.contains("Non-2xx") {
+        bail!("requests failed:\n{report}");
+    }
+    let line = report.lines().find(|line| line.contains(" requests in "));
+    let count = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    count.with_context(|| format!("wrk's report has no count:\n{report}"))
 }

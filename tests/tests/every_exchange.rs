@@ -2,66 +2,18 @@
 //! and at the machine's limit.
 #![allow(clippy::unwrap_used, reason = "test")]
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, ensure, Result};
 use serde_json::json;
 use spanwire_tests::agent::{Agent, Setup};
-use spanwire_tests::apps::nginx::Site;
+use spanwire_tests::apps::nginx::{requests_of, Site};
 use spanwire_tests::apps::App;
 use spanwire_tests::cases::Cases;
-use spanwire_tests::http;
+use spanwire_tests::load::{hey, wrk};
 use spanwire_tests::metrics::{Balance, Metrics};
-use spanwire_tests::place::{program, Place};
+use spanwire_tests::place::Place;
 use spanwire_tests::receiver::{Manner, Receiver};
-
-/// Requests that nginx has begun, this one included (stub_status).
-fn nginx_requests(nginx: &App) -> Result<u64> {
-    let page = http::get(&nginx.target, "/status")?.text();
-    let counts = page
-        .lines()
-        .nth(2)
-        .and_then(|line| line.split_whitespace().nth(2));
-    counts
-        .and_then(|count| count.parse().ok())
-        .with_context(|| format!("not a stub_status page: {page}"))
-}
-
-/// hey: an exact number of requests at a bounded rate. Returns how many it says were answered with 200.
-fn hey(nginx: &App, requests: u64, workers: u64, rate_per_worker: u64) -> Result<u64> {
-    let output = Command::new(program("hey")?)
-        .args([
-            "-n",
-            &requests.to_string(),
-            "-c",
-            &workers.to_string(),
-            "-q",
-            &rate_per_worker.to_string(),
-        ])
-        .arg(format!("{}/r/hey", nginx.target.url()?))
-        .output()?;
-    let report = String::from_utf8_lossy(&output.stdout).into_owned();
-    let line = report.lines().find(|line| line.contains("[200]"));
-    let answered = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    answered.with_context(|| format!("hey's report has no line for status 200:\n{report}"))
-}
-
-/// wrk at full speed. Returns how many responses it read; as many more as it has connections may have been cut off.
-fn wrk(nginx: &App, connections: u64, seconds: u64) -> Result<u64> {
-    let output = Command::new(program("wrk")?)
-        .args(["-t2", &format!("-c{connections}"), &format!("-d{seconds}s")])
-        .arg(format!("{}/r/wrk", nginx.target.url()?))
-        .output()?;
-    let report = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        !report.contains("Socket errors") && !report.contains("Non-2xx"),
-        "requests failed:\n{report}"
-    );
-    let line = report.lines().find(|line| line.contains(" requests in "));
-    let count = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    count.with_context(|| format!("wrk's report has no count:\n{report}"))
-}
 
 /// What a load added to the agent's counts.
 struct Added {
@@ -88,9 +40,9 @@ fn measured(
     load: impl FnOnce() -> Result<u64>,
 ) -> Result<(u64, Added)> {
     let before = agent.drained()?;
-    let first = nginx_requests(nginx)?;
+    let first = requests_of(nginx)?;
     let answered = load()?;
-    let last = nginx_requests(nginx)?;
+    let last = requests_of(nginx)?;
     let after = agent.drained()?;
     let served = last - first + 1;
     let balance = after.balance().since(before.balance());
@@ -127,9 +79,7 @@ fn measured(
 #[test]
 fn requests_equal_spans_plus_counted_drops() {
     let place = Place::new("every").unwrap();
-    let nginx = Site::new()
-        .returning()
-        .location("location /status { stub_status; }")
+    let nginx = Site::new().returning().counting()
         .start("nginx", &place)
         .unwrap();
     let receiver = Receiver::start(Manner::Accept).unwrap();
@@ -140,7 +90,7 @@ fn requests_equal_spans_plus_counted_drops() {
 
     let mut cases = Cases::new("every exchange");
     cases.run("about 1,000 a second", || {
-        let (answered, added) = measured(&agent, &nginx, || hey(&nginx, 5_000, 50, 20))?;
+        let (answered, added) = measured(&agent, &nginx, || hey(&nginx.target, 5_000, 50, 20))?;
         ensure!(answered == 5_000, "hey got {answered} answers");
         ensure!(
             added.balance.messages() == answered + 2,
@@ -174,7 +124,7 @@ fn requests_equal_spans_plus_counted_drops() {
     });
     cases.run("the machine's limit", || {
         let connections = 64;
-        let (answered, added) = measured(&agent, &nginx, || wrk(&nginx, connections, 3))?;
+        let (answered, added) = measured(&agent, &nginx, || wrk(&nginx.target, connections, 3))?;
         let served = added.balance.messages() - 2;
         if served < answered || served > answered + connections {
             bail!("wrk read {answered} answers, the agent counted {served}");

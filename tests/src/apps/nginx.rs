@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::App;
+use crate::http;
 use crate::place::{free_port, program, Place};
 use crate::service::{Launch, Target};
 
@@ -25,6 +26,11 @@ impl Site {
         self.locations
             .push_str("location /r/ { return 200 \"$uri ok\\n\"; }\n");
         self
+    }
+
+    /// `/status` tells how many requests nginx has begun.
+    pub fn counting(self) -> Self {
+        self.location("location /status { stub_status; }")
     }
 
     /// Any location, as it stands in the configuration.
@@ -104,4 +110,11 @@ impl Site {
             .start(std::slice::from_ref(&target))?;
         Ok(App { service, target })
     }
+}
+
+/// Requests that a [`Site::counting`] nginx has begun, the one that asks included.
+pub fn requests_of(nginx: &App) -> Result<u64> {
+    let page = http::get(&nginx.target, "/status")?.text();
+    let counts = page.lines().nth(2).and_then(|line| line.split_whitespace().nth(2));
+    counts.and_then(|count| count.parse().ok()).with_context(|| format!("not a stub_status page: {page}"))
 }

@@ -34,22 +34,37 @@ pub fn gunicorn_unix(name: &str, place: &Place, workers: Workers, calls: &Calls)
     )
 }
 
-fn gunicorn_on(
+/// gunicorn whose processes carry secrets in their environment and in their arguments.
+pub fn gunicorn_tainted(
     name: &str,
     place: &Place,
-    workers: Workers,
     calls: &Calls,
-    target: Target,
+    environment: &(&str, &str),
+    argument: &str,
 ) -> Result<App> {
-    let bind = match &target {
+    let target = Target::loopback(free_port()?);
+    let service = gunicorn_launch(name, place, Workers::Threads(4), calls, &target)?
+        .env(environment.0, environment.1)
+        .args(["--env", &format!("TAINT={argument}"), "flask_app:app"])
+        .start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
+}
+
+fn gunicorn_on(name: &str, place: &Place, workers: Workers, calls: &Calls, target: Target) -> Result<App> {
+    let service = gunicorn_launch(name, place, workers, calls, &target)?
+        .arg("flask_app:app")
+        .start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
+}
+
+/// gunicorn's command line up to the application's name.
+fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, target: &Target) -> Result<Launch> {
+    let bind = match target {
         Target::Tcp(addr) => addr.to_string(),
         Target::Unix(path) => format!("unix:{}", path.display()),
     };
     let kind = match workers {
-        Workers::Sync(count) => vec![
-            "--worker-class=sync".to_owned(),
-            format!("--workers={count}"),
-        ],
+        Workers::Sync(count) => vec!["--worker-class=sync".to_owned(), format!("--workers={count}")],
         // Kept long enough for a proxy's upstream connections to be used again.
         Workers::Threads(count) => vec![
             "--worker-class=gthread".to_owned(),
@@ -57,23 +72,12 @@ fn gunicorn_on(
             "--keep-alive=30".to_owned(),
         ],
     };
-    let service = python(name, place, "gunicorn", calls)?
+    Ok(python(name, place, "gunicorn", calls)?
         // umask 0: nginx's workers connect to the socket as another user.
-        .args([
-            "--bind",
-            &bind,
-            "--umask",
-            "0",
-            "--no-control-socket",
-            "--worker-tmp-dir",
-            "/dev/shm",
-        ])
+        .args(["--bind", &bind, "--umask", "0", "--no-control-socket", "--worker-tmp-dir", "/dev/shm"])
         .args(kind)
         .arg("--chdir")
-        .arg(workload(""))
-        .arg("flask_app:app")
-        .start(std::slice::from_ref(&target))?;
-    Ok(App { service, target })
+        .arg(workload("")))
 }
 
 /// Flask's development server: a thread per connection.
