@@ -47,10 +47,7 @@ impl Setup {
 
     /// Captures services by the pids of their first processes, descendants included.
     pub fn of_services(services: &[&Service]) -> Self {
-        let include: Vec<_> = services
-            .iter()
-            .map(|service| json!({"pid": service.pid()}))
-            .collect();
+        let include: Vec<_> = services.iter().map(|service| json!({"pid": service.pid()})).collect();
         Self::capturing(&include)
     }
 
@@ -122,11 +119,9 @@ impl Agent {
     pub fn start(setup: &Setup) -> Result<Self> {
         let mut agent = Self::spawn(setup)?;
         let target = Target::Tcp(agent.api);
-        agent
-            .service
-            .wait_for("/readyz to answer 200", READY_LIMIT, || {
-                http::get(&target, "/readyz").is_ok_and(|response| response.status == 200)
-            })?;
+        agent.service.wait_for("/readyz to answer 200", READY_LIMIT, || {
+            http::get(&target, "/readyz").is_ok_and(|response| response.status == 200)
+        })?;
         Ok(agent)
     }
 
@@ -144,11 +139,7 @@ impl Agent {
         }
         let config = place.write("spanwire.yaml", &serde_json::to_string_pretty(&document)?)?;
         let mut launch = Launch::new("spanwire", agent_binary()?, &place);
-        launch = launch
-            .arg("run")
-            .arg("--config")
-            .arg(&config)
-            .args(&setup.args);
+        launch = launch.arg("run").arg("--config").arg(&config).args(&setup.args);
         for (key, value) in &setup.env {
             launch = launch.env(key, value);
         }
@@ -183,22 +174,16 @@ impl Agent {
 
     /// One request to the API.
     pub fn get(&self, path: &str) -> Result<Response> {
-        http::get(&Target::Tcp(self.api), path)
-            .with_context(|| format!("GET {path}; the agent's log:\n{}", self.log()))
+        http::get(&Target::Tcp(self.api), path).with_context(|| format!("GET {path}; the agent's log:\n{}", self.log()))
     }
 
     /// One request to the API that must be answered with 200 and JSON.
     pub fn get_json(&self, path: &str) -> Result<Value> {
         let response = self.get(path)?;
         if response.status != 200 {
-            bail!(
-                "GET {path}: status {}: {}",
-                response.status,
-                response.text()
-            );
+            bail!("GET {path}: status {}: {}", response.status, response.text());
         }
-        serde_json::from_slice(&response.body)
-            .with_context(|| format!("GET {path}: not JSON: {}", response.text()))
+        serde_json::from_slice(&response.body).with_context(|| format!("GET {path}: not JSON: {}", response.text()))
     }
 
     pub fn metrics(&self) -> Result<Metrics> {
@@ -275,9 +260,7 @@ impl Agent {
                 still_since = Instant::now();
             }
             last = now;
-            if still_since.elapsed() > Duration::from_millis(1_900)
-                || start.elapsed() > SETTLE_LIMIT
-            {
+            if still_since.elapsed() > Duration::from_millis(1_900) || start.elapsed() > SETTLE_LIMIT {
                 return Ok(last);
             }
         }
@@ -287,9 +270,7 @@ impl Agent {
     pub fn terminate(&mut self) -> Result<(ExitStatus, Duration)> {
         let start = Instant::now();
         self.service.signal(Signal::TERM)?;
-        let status = self
-            .service
-            .wait_end(STOP_LIMIT + Duration::from_secs(10))?;
+        let status = self.service.wait_end(STOP_LIMIT + Duration::from_secs(10))?;
         Ok((status, start.elapsed()))
     }
 
@@ -304,10 +285,7 @@ impl Agent {
 fn read_summary(row: &Value) -> Result<Summary> {
     let count = row.get("spanCount").context("no spanCount")?;
     let count = count.as_u64().or_else(|| count.as_str()?.parse().ok());
-    let services = row
-        .get("services")
-        .and_then(Value::as_array)
-        .context("no services")?;
+    let services = row.get("services").and_then(Value::as_array).context("no services")?;
     Ok(Summary {
         trace_id: row
             .get("traceId")

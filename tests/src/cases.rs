@@ -1,9 +1,15 @@
 //! Several cases against one set of services: each is run, whatever became of the others, and each prints a line.
 
+use std::io::Write;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
 use anyhow::Result;
+
+/// Prints a line of evidence, whether the test passes or not: libtest keeps what `println!` writes to itself.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
 
 /// The cases of one test. [`Cases::finish`] fails the test when any case failed.
 pub struct Cases {
@@ -30,14 +36,14 @@ impl Cases {
         match result {
             Ok(Ok(evidence)) => {
                 self.passed += 1;
-                println!("{suite}: {name}: ok ({took:.1} s): {evidence}");
+                say(&format!("{suite}: {name}: ok ({took:.1} s): {evidence}"));
             }
             Ok(Err(error)) => {
-                println!("{suite}: {name}: FAILED ({took:.1} s): {error:#}");
+                say(&format!("{suite}: {name}: FAILED ({took:.1} s): {error:#}"));
                 self.failed.push(format!("{name}: {error:#}"));
             }
             Err(_) => {
-                println!("{suite}: {name}: FAILED ({took:.1} s): panicked, see above");
+                say(&format!("{suite}: {name}: FAILED ({took:.1} s): panicked, see above"));
                 self.failed.push(format!("{name}: panicked"));
             }
         }
@@ -48,12 +54,8 @@ impl Cases {
     /// # Panics
     /// When a case failed, or none was run.
     pub fn finish(self) {
-        let Self {
-            suite,
-            passed,
-            failed,
-        } = self;
-        println!("{suite}: {passed} cases passed, {} failed", failed.len());
+        let Self { suite, passed, failed } = self;
+        say(&format!("{suite}: {passed} cases passed, {} failed", failed.len()));
         assert!(
             failed.is_empty() && passed > 0,
             "{suite}: {} of {} cases failed:\n{}",

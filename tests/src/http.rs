@@ -58,16 +58,15 @@ impl Connection {
     pub fn open(target: &Target) -> Result<Self> {
         let stream = match target {
             Target::Tcp(addr) => {
-                let stream = TcpStream::connect_timeout(addr, IO_LIMIT)
-                    .with_context(|| format!("connect to {addr}"))?;
+                let stream =
+                    TcpStream::connect_timeout(addr, IO_LIMIT).with_context(|| format!("connect to {addr}"))?;
                 stream.set_read_timeout(Some(IO_LIMIT))?;
                 stream.set_write_timeout(Some(IO_LIMIT))?;
                 stream.set_nodelay(true)?;
                 Stream::Tcp(stream)
             }
             Target::Unix(path) => {
-                let stream = UnixStream::connect(path)
-                    .with_context(|| format!("connect to {}", path.display()))?;
+                let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
                 stream.set_read_timeout(Some(IO_LIMIT))?;
                 stream.set_write_timeout(Some(IO_LIMIT))?;
                 Stream::Unix(stream)
@@ -94,13 +93,7 @@ impl Connection {
     }
 
     /// A request with optional body, and its response.
-    pub fn request(
-        &mut self,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: &[u8],
-    ) -> Result<Response> {
+    pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response> {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test.invalid\r\n");
         for (name, value) in headers {
             head.extend([name, ": ", value, "\r\n"]);
@@ -147,10 +140,7 @@ impl Connection {
         if status_line.starts_with("HTTP/1.0") {
             self.open = false;
         }
-        let status = status_line
-            .split(' ')
-            .nth(1)
-            .and_then(|word| word.parse().ok());
+        let status = status_line.split(' ').nth(1).and_then(|word| word.parse().ok());
         let status = status.with_context(|| format!("not a status line: {status_line:?}"))?;
         let mut headers = Vec::new();
         loop {
@@ -174,8 +164,7 @@ impl Connection {
             loop {
                 let line = self.line()?;
                 let size = line.split(';').next().unwrap_or_default().trim();
-                let size = u64::from_str_radix(size, 16)
-                    .with_context(|| format!("not a chunk size: {line:?}"))?;
+                let size = u64::from_str_radix(size, 16).with_context(|| format!("not a chunk size: {line:?}"))?;
                 (&mut self.stream).take(size).read_to_end(&mut body)?;
                 if size == 0 {
                     while !self.line()?.is_empty() {}
@@ -187,10 +176,7 @@ impl Connection {
             let length: u64 = length.parse()?;
             (&mut self.stream).take(length).read_to_end(&mut body)?;
             if (body.len() as u64) < length {
-                bail!(
-                    "the connection ended {} bytes early",
-                    length - body.len() as u64
-                );
+                bail!("the connection ended {} bytes early", length - body.len() as u64);
             }
         } else {
             self.stream.read_to_end(&mut body)?;

@@ -82,13 +82,11 @@ pub struct Verdict {
 
 impl Verdict {
     pub fn total(&self) -> Counts {
-        self.rows
-            .values()
-            .fold(Counts::default(), |sum, row| Counts {
-                right: sum.right + row.right,
-                wrong: sum.wrong + row.wrong,
-                unknown: sum.unknown + row.unknown,
-            })
+        self.rows.values().fold(Counts::default(), |sum, row| Counts {
+            right: sum.right + row.right,
+            wrong: sum.wrong + row.wrong,
+            unknown: sum.unknown + row.unknown,
+        })
     }
 
     /// The table's totals in one line, or the first faults.
@@ -167,24 +165,17 @@ pub fn judge(topology: &Topology, ids: &[String], spans: &[Span]) -> Verdict {
                     .faults
                     .push(format!("{id}: span id {} is there twice", span.span_id));
             }
-            if let Some(other) = traces
-                .insert(&span.trace_id, id)
-                .filter(|other| other != id)
-            {
-                verdict.faults.push(format!(
-                    "trace {} holds requests {other} and {id}",
-                    span.trace_id
-                ));
+            if let Some(other) = traces.insert(&span.trace_id, id).filter(|other| other != id) {
+                verdict
+                    .faults
+                    .push(format!("trace {} holds requests {other} and {id}", span.trace_id));
             }
         }
         for hop in &topology.0 {
             judge_hop(topology, hop, id, &index, &mut verdict);
         }
         let distinct: BTreeSet<_> = own.iter().map(|span| &span.trace_id).collect();
-        let roots = own
-            .iter()
-            .filter(|span| span.parent_span_id.is_none())
-            .count();
+        let roots = own.iter().filter(|span| span.parent_span_id.is_none()).count();
         let expected: usize = topology
             .0
             .iter()
@@ -203,23 +194,14 @@ pub fn judge(topology: &Topology, ids: &[String], spans: &[Span]) -> Verdict {
                 own.len(),
                 distinct.len()
             );
-            verdict
-                .faults
-                .push(format!("{id}: not one whole tree: {sizes}"));
+            verdict.faults.push(format!("{id}: not one whole tree: {sizes}"));
         }
     }
     verdict
 }
 
 fn judge_hop(topology: &Topology, hop: &Hop, id: &str, index: &Index<'_>, verdict: &mut Verdict) {
-    let client = one(
-        index,
-        id,
-        hop.name,
-        Kind::Client,
-        hop.client.is_some(),
-        verdict,
-    );
+    let client = one(index, id, hop.name, Kind::Client, hop.client.is_some(), verdict);
     let server = one(index, id, hop.name, Kind::Server, hop.server, verdict);
     if let Some(server) = server {
         // Both ends of one exchange on this node meet by the wire: always exact where both are captured.
@@ -274,14 +256,7 @@ enum Truth<'a> {
     Parent(Option<&'a Span>),
 }
 
-fn edge(
-    hop: &Hop,
-    id: &str,
-    span: &Span,
-    truth: Truth<'_>,
-    promise: Promise,
-    verdict: &mut Verdict,
-) {
+fn edge(hop: &Hop, id: &str, span: &Span, truth: Truth<'_>, promise: Promise, verdict: &mut Verdict) {
     let source = span.parent_source();
     let claimed = span.parent_span_id.as_deref();
     let mut counts = Counts::default();
@@ -297,10 +272,7 @@ fn edge(
         _ => counts.wrong = 1,
     }
     if counts.wrong > 0 {
-        let claim = claimed.map_or_else(
-            || "no parent".to_owned(),
-            |parent| format!("parent {parent}"),
-        );
+        let claim = claimed.map_or_else(|| "no parent".to_owned(), |parent| format!("parent {parent}"));
         verdict.faults.push(format!(
             "{id}: wrong parent at {} {:?} of hop {}: {claim}, source {source}",
             span.service(),
@@ -351,9 +323,7 @@ mod tests {
             json!({"key": "spanwire.parent.source", "value": {"stringValue": source}}),
         ];
         if source == "unknown" {
-            attributes.push(
-                json!({"key": "spanwire.parent.reason", "value": {"stringValue": "runtime"}}),
-            );
+            attributes.push(json!({"key": "spanwire.parent.reason", "value": {"stringValue": "runtime"}}));
         }
         let parent = if parent == 0 {
             String::new()
@@ -374,29 +344,21 @@ mod tests {
             span(trace, base + 1, 0, 2, &format!("/r/{id}"), "root"),
             span(trace, base + 2, base + 1, 3, &format!("/o/{id}/a"), "io"),
             span(trace, base + 3, base + 2, 2, &format!("/o/{id}/a"), "wire"),
-            span(
-                trace,
-                base + 4,
-                base + 3,
-                3,
-                &format!("/o/{id}/b"),
-                "thread",
-            ),
+            span(trace, base + 4, base + 3, 3, &format!("/o/{id}/b"), "thread"),
             span(trace, base + 5, base + 4, 2, &format!("/o/{id}/b"), "wire"),
         ]
     }
 
     fn read(spans: &[Value]) -> Vec<Span> {
         let service = json!([{"key": "service.name", "value": {"stringValue": "shop"}}]);
-        read_otlp_json(&json!({"resourceSpans": [{"resource": {"attributes": service}, "scopeSpans": [{"spans": spans}]}]})).unwrap()
+        read_otlp_json(
+            &json!({"resourceSpans": [{"resource": {"attributes": service}, "scopeSpans": [{"spans": spans}]}]}),
+        )
+        .unwrap()
     }
 
     fn judged(spans: &[Value], promise: Promise) -> Verdict {
-        judge(
-            &topology(promise),
-            &["x1".to_owned(), "x2".to_owned()],
-            &read(spans),
-        )
+        judge(&topology(promise), &["x1".to_owned(), "x2".to_owned()], &read(spans))
     }
 
     fn two_trees() -> Vec<Value> {
@@ -484,16 +446,11 @@ mod tests {
         doubled.push(span(1, 99, 0, 2, "/r/x1", "root"));
         assert!(judged(&doubled, Promise::NeverWrong).check().is_err());
 
-        let mixed = [tree(1, "x1"), tree(2, "x2")]
-            .concat()
-            .into_iter()
-            .map(|mut span| {
-                span["traceId"] = json!(format!("{:032x}", 7));
-                span
-            });
-        assert!(judged(&mixed.collect::<Vec<_>>(), Promise::NeverWrong)
-            .check()
-            .is_err());
+        let mixed = [tree(1, "x1"), tree(2, "x2")].concat().into_iter().map(|mut span| {
+            span["traceId"] = json!(format!("{:032x}", 7));
+            span
+        });
+        assert!(judged(&mixed.collect::<Vec<_>>(), Promise::NeverWrong).check().is_err());
     }
 
     #[test]
@@ -514,27 +471,18 @@ mod tests {
         for at in [0, 1, 3] {
             let mut bare = whole();
             bare["attributes"].as_array_mut().unwrap().remove(at);
-            assert!(
-                !read(&[bare])[0].faults().is_empty(),
-                "attribute {at} is missed"
-            );
+            assert!(!read(&[bare])[0].faults().is_empty(), "attribute {at} is missed");
         }
         assert!(
-            !read(&[span(1, 11, 5, 2, "/r/x1", "root")])[0]
-                .faults()
-                .is_empty(),
+            !read(&[span(1, 11, 5, 2, "/r/x1", "root")])[0].faults().is_empty(),
             "a root with a parent"
         );
         assert!(
-            !read(&[span(1, 11, 0, 2, "/r/x1", "wire")])[0]
-                .faults()
-                .is_empty(),
+            !read(&[span(1, 11, 0, 2, "/r/x1", "wire")])[0].faults().is_empty(),
             "a wire parent that is none"
         );
         assert!(
-            !read(&[span(1, 11, 0, 2, "/r/x1", "guess")])[0]
-                .faults()
-                .is_empty(),
+            !read(&[span(1, 11, 0, 2, "/r/x1", "guess")])[0].faults().is_empty(),
             "a source of no contract"
         );
     }

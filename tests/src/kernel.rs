@@ -39,16 +39,9 @@ impl Inventory {
             ("link", &self.links, &before.links),
         ];
         for (kind, now, then) in kinds {
-            added.extend(
-                now.difference(then)
-                    .map(|(id, name)| format!("{kind} {id} {name}")),
-            );
+            added.extend(now.difference(then).map(|(id, name)| format!("{kind} {id} {name}")));
         }
-        added.extend(
-            self.pins
-                .difference(&before.pins)
-                .map(|pin| format!("pin {pin}")),
-        );
+        added.extend(self.pins.difference(&before.pins).map(|pin| format!("pin {pin}")));
         added
     }
 
@@ -75,12 +68,8 @@ fn ids(kind: &str) -> Result<BTreeSet<(u64, String)>> {
     let output = Command::new(program("bpftool")?)
         .args(["--json", kind, "list"])
         .output()?;
-    let list: Value = serde_json::from_slice(&output.stdout).with_context(|| {
-        format!(
-            "bpftool {kind} list: {}",
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })?;
+    let list: Value = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("bpftool {kind} list: {}", String::from_utf8_lossy(&output.stderr)))?;
     let rows = list
         .as_array()
         .with_context(|| format!("bpftool {kind} list: no list"))?;

@@ -105,10 +105,7 @@ impl Load<'_> {
         }
         // Every service answers with the id it was asked for: an answer that belongs to another request is a fault.
         if !response.text().contains(id) {
-            bail!(
-                "the answer does not name the request: {:?}",
-                response.text()
-            );
+            bail!("the answer does not name the request: {:?}", response.text());
         }
         *connection = Some(open);
         Ok(())
@@ -118,7 +115,14 @@ impl Load<'_> {
 /// hey: an exact number of requests at a bounded rate. Returns how many it says were answered with 200.
 pub fn hey(target: &Target, requests: u64, workers: u64, rate_per_worker: u64) -> Result<u64> {
     let output = Command::new(program("hey")?)
-        .args(["-n", &requests.to_string(), "-c", &workers.to_string(), "-q", &rate_per_worker.to_string()])
+        .args([
+            "-n",
+            &requests.to_string(),
+            "-c",
+            &workers.to_string(),
+            "-q",
+            &rate_per_worker.to_string(),
+        ])
         .arg(format!("{}/r/hey", target.url()?))
         .output()?;
     let report = String::from_utf8_lossy(&output.stdout).into_owned();

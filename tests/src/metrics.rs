@@ -14,10 +14,7 @@ impl Metrics {
     /// Reads the text exposition format. A line that is none is an error: a scraper would refuse the whole page.
     pub fn parse(text: &str) -> Result<Self> {
         let mut samples = Vec::new();
-        for line in text
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        {
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let sample = parse_sample(line).with_context(|| format!("not a sample: {line:?}"))?;
             samples.push(sample);
         }
@@ -45,11 +42,7 @@ impl Metrics {
 
     /// Names of all metrics.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<_> = self
-            .samples
-            .iter()
-            .map(|(name, _, _)| name.as_str())
-            .collect();
+        let mut names: Vec<_> = self.samples.iter().map(|(name, _, _)| name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -139,8 +132,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "test")]
     use super::{Balance, Metrics};
 
-    const PAGE: &str =
-        "# HELP spanwire_exchanges_total x\n# TYPE spanwire_exchanges_total counter\n\
+    const PAGE: &str = "# HELP spanwire_exchanges_total x\n# TYPE spanwire_exchanges_total counter\n\
         spanwire_exchanges_total{side=\"server\"} 7\nspanwire_exchanges_total{side=\"client\"} 5\n\
         spanwire_spans_total{kind=\"server\",parent_source=\"a\\\"b}\"} 9\n\
         spanwire_dropped_total{stage=\"kernel\",reason=\"ring_full\"} 2\n\
@@ -150,14 +142,8 @@ mod tests {
     fn a_page_is_summed_by_labels() {
         let page = Metrics::parse(PAGE).unwrap();
         assert_eq!(page.sum("spanwire_exchanges_total", &[]), 12);
-        assert_eq!(
-            page.sum("spanwire_exchanges_total", &[("side", "client")]),
-            5
-        );
-        assert_eq!(
-            page.sum("spanwire_spans_total", &[("parent_source", "a\"b}")]),
-            9
-        );
+        assert_eq!(page.sum("spanwire_exchanges_total", &[("side", "client")]), 5);
+        assert_eq!(page.sum("spanwire_spans_total", &[("parent_source", "a\"b}")]), 9);
         assert_eq!(page.sum("spanwire_absent", &[]), 0);
         assert_eq!(page.sum("spanwire_up", &[]), 1);
         let balance = page.balance();

@@ -58,8 +58,7 @@ impl Place {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        std::fs::write(&path, text)
-            .with_context(|| format!("could not write {}", path.display()))?;
+        std::fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
         Ok(path)
     }
 
@@ -73,9 +72,7 @@ impl Place {
 
 /// A file of `tests/workloads`.
 pub fn workload(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("workloads")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads").join(name)
 }
 
 /// A program by name, looked for in `PATH` and where Debian keeps daemons. The order prefers the system's own
@@ -88,9 +85,7 @@ pub fn program(name: &str) -> Result<PathBuf> {
         .chain(std::env::split_paths(&path))
         .map(|dir| dir.join(name))
         .find(|file| file.is_file())
-        .with_context(|| {
-            format!("{name} is not installed: run `cargo xtask test`, which installs it")
-        })
+        .with_context(|| format!("{name} is not installed: run `cargo xtask test`, which installs it"))
 }
 
 /// The folder cargo builds into: `CARGO_TARGET_DIR`, else the one this test binary lies in.

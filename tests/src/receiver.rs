@@ -87,8 +87,7 @@ impl Receiver {
     pub fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
         for request in self.received() {
-            let decoded = ExportTraceServiceRequest::decode(request.body.as_slice())
-                .context("not an OTLP request")?;
+            let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
             spans.extend(read_otlp_json(&serde_json::to_value(&decoded)?)?);
         }
         Ok(spans)
@@ -98,12 +97,8 @@ impl Receiver {
     pub fn span_count(&self) -> Result<usize> {
         let mut count = 0;
         for request in self.received() {
-            let decoded = ExportTraceServiceRequest::decode(request.body.as_slice())
-                .context("not an OTLP request")?;
-            let scopes = decoded
-                .resource_spans
-                .iter()
-                .flat_map(|resource| &resource.scope_spans);
+            let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
+            let scopes = decoded.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
             count += scopes.map(|scope| scope.spans.len()).sum::<usize>();
         }
         Ok(count)
@@ -146,7 +141,9 @@ fn serve(stream: &TcpStream, manner: Manner, kept: &Mutex<Vec<Received>>, stoppe
             Manner::Accept => b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n",
             Manner::Garbage => b"\x00\xff\x15garbage garbage\n\n\n",
             Manner::Refuse => b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
-            Manner::Busy if refusals <= 2 => b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n",
+            Manner::Busy if refusals <= 2 => {
+                b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+            }
             Manner::Busy => b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
             Manner::Hang => {
                 while !stopped.load(Ordering::Relaxed) {

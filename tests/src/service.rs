@@ -136,9 +136,7 @@ impl Launch {
     pub fn start(self, targets: &[Target]) -> Result<Service> {
         let mut service = self.spawn()?;
         for target in targets {
-            service.wait_for(&format!("{target:?} to accept"), START_LIMIT, || {
-                target.accepts()
-            })?;
+            service.wait_for(&format!("{target:?} to accept"), START_LIMIT, || target.accepts())?;
         }
         Ok(service)
     }
@@ -180,12 +178,7 @@ impl Service {
     }
 
     /// Polls until `ready`, and fails when the process ends first or the time is over.
-    pub fn wait_for(
-        &mut self,
-        what: &str,
-        limit: Duration,
-        mut ready: impl FnMut() -> bool,
-    ) -> Result<()> {
+    pub fn wait_for(&mut self, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
         let start = Instant::now();
         while !ready() {
             if let Some(status) = self.ended()? {
@@ -196,11 +189,7 @@ impl Service {
                 );
             }
             if start.elapsed() > limit {
-                bail!(
-                    "{}: waited {limit:?} for {what}; its log:\n{}",
-                    self.name,
-                    self.log()
-                );
+                bail!("{}: waited {limit:?} for {what}; its log:\n{}", self.name, self.log());
             }
             sleep(Duration::from_millis(10));
         }
@@ -215,11 +204,7 @@ impl Service {
                 return Ok(status);
             }
             if start.elapsed() > limit {
-                bail!(
-                    "{} did not end within {limit:?}; its log:\n{}",
-                    self.name,
-                    self.log()
-                );
+                bail!("{} did not end within {limit:?}; its log:\n{}", self.name, self.log());
             }
             sleep(Duration::from_millis(5));
         }
@@ -230,8 +215,7 @@ impl Service {
         if self.ended()?.is_some() {
             bail!("{} has ended already; its log:\n{}", self.name, self.log());
         }
-        kill_process(self.pid_of_group()?, signal)
-            .with_context(|| format!("could not signal {}", self.name))
+        kill_process(self.pid_of_group()?, signal).with_context(|| format!("could not signal {}", self.name))
     }
 
     fn pid_of_group(&self) -> Result<Pid> {

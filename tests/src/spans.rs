@@ -74,10 +74,7 @@ impl Span {
 
     /// `service.name`, empty when absent.
     pub fn service(&self) -> String {
-        self.resource
-            .get("service.name")
-            .map(plain)
-            .unwrap_or_default()
+        self.resource.get("service.name").map(plain).unwrap_or_default()
     }
 
     /// What is missing or malformed of what every HTTP span carries (AC-003; contract.md, Spans).
@@ -85,12 +82,7 @@ impl Span {
         let mut faults = Vec::new();
         let mut want = |good: bool, what: &str| {
             if !good {
-                faults.push(format!(
-                    "{} {:?} {:?}: {what}",
-                    self.service(),
-                    self.kind,
-                    self.path()
-                ));
+                faults.push(format!("{} {:?} {:?}: {what}", self.service(), self.kind, self.path()));
             }
         };
         let id = |text: &str, digits| {
@@ -101,9 +93,7 @@ impl Span {
         want(id(&self.trace_id, 32), "no valid trace id");
         want(id(&self.span_id, 16), "no valid span id");
         want(
-            self.parent_span_id
-                .as_ref()
-                .is_none_or(|parent| id(parent, 16)),
+            self.parent_span_id.as_ref().is_none_or(|parent| id(parent, 16)),
             "parent span id is malformed",
         );
         want(!self.service().is_empty(), "no service.name");
@@ -112,10 +102,7 @@ impl Span {
             self.start_ns > 0 && self.end_ns >= self.start_ns,
             "no start, or an end before the start",
         );
-        want(
-            self.kind != Kind::Other,
-            "kind is neither server nor client",
-        );
+        want(self.kind != Kind::Other, "kind is neither server nor client");
         want(
             self.attributes.contains_key("http.request.method"),
             "no http.request.method",
@@ -175,17 +162,9 @@ pub fn read_otlp_json(document: &Value) -> Result<Vec<Span>> {
 }
 
 fn read_span(span: &Value, resource: &BTreeMap<String, Value>) -> Result<Span> {
-    let text = |key: &str| {
-        span.get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let text = |key: &str| span.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     let nanos = |key: &str| -> Result<u64> {
-        let value = span
-            .get(key)
-            .map(plain)
-            .with_context(|| format!("no {key}"))?;
+        let value = span.get(key).map(plain).with_context(|| format!("no {key}"))?;
         value.parse().with_context(|| format!("{key} is {value:?}"))
     };
     let kind = match span.get("kind").map(plain).unwrap_or_default().as_str() {

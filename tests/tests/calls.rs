@@ -31,10 +31,7 @@ fn read_truth(text: &str) -> Result<Vec<Exchange>> {
         .map(|row| {
             let path = row["path"].as_str().context("no path")?;
             Ok(Exchange {
-                id: path
-                    .strip_prefix("/r/")
-                    .context("not a path of the truth")?
-                    .to_owned(),
+                id: path.strip_prefix("/r/").context("not a path of the truth")?.to_owned(),
                 method: row["method"].as_str().context("no method")?.to_owned(),
                 status: row["status"].as_i64().context("no status")?,
                 request_bytes: row["request"].as_i64().context("no request size")?,
@@ -64,19 +61,11 @@ impl Sockets {
         };
         let mut server = run("listening", "serve")?;
         let listeners = place.join("listeners.json");
-        server.wait_for("its listeners", Duration::from_secs(20), || {
-            listeners.exists()
-        })?;
+        server.wait_for("its listeners", Duration::from_secs(20), || listeners.exists())?;
         let mut client = run("calling", "call")?;
         let waiting = place.join("waiting");
-        client.wait_for("its older connections", Duration::from_secs(20), || {
-            waiting.exists()
-        })?;
-        Ok(Self {
-            server,
-            client,
-            place,
-        })
+        client.wait_for("its older connections", Duration::from_secs(20), || waiting.exists())?;
+        Ok(Self { server, client, place })
     }
 
     /// Lets the client go on to the end, and returns what it did.
@@ -90,8 +79,7 @@ impl Sockets {
 
     /// A listener of the server on TCP.
     fn target(&self) -> Result<Target> {
-        let listeners: Vec<Value> =
-            serde_json::from_str(&std::fs::read_to_string(self.place.join("listeners.json"))?)?;
+        let listeners: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(self.place.join("listeners.json"))?)?;
         let plain = listeners
             .iter()
             .find(|one| one["family"] == "four" && one["send"] == "send");
@@ -108,10 +96,7 @@ const UNTRUSTED: [(&str, &str); 6] = [
         "content-length and transfer-encoding",
         "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ),
-    (
-        "two content-lengths",
-        "Content-Length: 0\r\nContent-Length: 48\r\n\r\n",
-    ),
+    ("two content-lengths", "Content-Length: 0\r\nContent-Length: 48\r\n\r\n"),
     ("a bare line feed", "X-One: 1\nX-Two: 2\r\n\r\n"),
     ("a folded line", "X-One: 1\r\n X-Two: 2\r\n\r\n"),
     ("a NUL", "X-One: \0\r\n\r\n"),
@@ -125,13 +110,9 @@ fn send_untrusted(target: &Target) -> Result<()> {
         let rest = if rest.is_empty() { &long } else { *rest };
         let mut connection = Connection::open(target)?;
         connection.send(format!("GET /r/untrusted{n} HTTP/1.1\r\nHost: x\r\n{rest}").as_bytes())?;
-        connection
-            .receive(false)
-            .with_context(|| (*what).to_owned())?;
+        connection.receive(false).with_context(|| (*what).to_owned())?;
         connection.send(format!("GET /r/fakeafter{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
-        connection
-            .receive(false)
-            .with_context(|| format!("after {what}"))?;
+        connection.receive(false).with_context(|| format!("after {what}"))?;
     }
     Ok(())
 }
@@ -172,28 +153,20 @@ fn agrees(exchange: &Exchange, span: &Span) -> Result<()> {
 /// Both spans of every exchange of a group, joined by the wire, and what they say.
 fn group(exchanges: &[&Exchange], spans: &[Span]) -> Result<String> {
     ensure!(!exchanges.is_empty(), "no exchange of this kind was made");
-    let ids: Vec<String> = exchanges
-        .iter()
-        .map(|exchange| exchange.id.clone())
-        .collect();
+    let ids: Vec<String> = exchanges.iter().map(|exchange| exchange.id.clone()).collect();
     let topology = Topology(vec![Hop {
         client: Some(Promise::Exact),
         ..Hop::ingress("r")
     }]);
     let line = judge(&topology, &ids, spans).check()?;
-    let by_path: BTreeMap<String, Vec<&Span>> =
-        spans.iter().fold(BTreeMap::new(), |mut map, span| {
-            map.entry(span.path().unwrap_or_default())
-                .or_insert_with(Vec::new)
-                .push(span);
-            map
-        });
+    let by_path: BTreeMap<String, Vec<&Span>> = spans.iter().fold(BTreeMap::new(), |mut map, span| {
+        map.entry(span.path().unwrap_or_default())
+            .or_insert_with(Vec::new)
+            .push(span);
+        map
+    });
     for exchange in exchanges {
-        for span in by_path
-            .get(&format!("/r/{}", exchange.id))
-            .into_iter()
-            .flatten()
-        {
+        for span in by_path.get(&format!("/r/{}", exchange.id)).into_iter().flatten() {
             agrees(exchange, span).with_context(|| format!("{} {:?}", exchange.id, span.kind))?;
         }
     }
@@ -204,16 +177,12 @@ fn group(exchanges: &[&Exchange], spans: &[Span]) -> Result<String> {
 fn late(exchanges: &[&Exchange], spans: &[Span]) -> Result<String> {
     let mut seen = BTreeMap::new();
     for exchange in exchanges {
-        let of_path = spans.iter().filter(|span| {
-            span.path()
-                .is_some_and(|path| path == format!("/r/{}", exchange.id))
-        });
+        let of_path = spans
+            .iter()
+            .filter(|span| span.path().is_some_and(|path| path == format!("/r/{}", exchange.id)));
         for span in of_path {
             agrees(exchange, span).with_context(|| format!("{} {:?}", exchange.id, span.kind))?;
-            let group = exchange
-                .id
-                .trim_end_matches(|c: char| c.is_ascii_digit())
-                .to_owned();
+            let group = exchange.id.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
             *seen.entry((group, span.kind)).or_insert(0) += 1;
         }
     }
@@ -239,9 +208,7 @@ fn spans_are_exactly_the_exchanges_made() {
     let before_untrusted = agent.drained().unwrap();
     send_untrusted(&sockets.target().unwrap()).unwrap();
     let on_time: Vec<&Exchange> = truth.iter().filter(|exchange| !is_late(exchange)).collect();
-    let spans = agent
-        .spans_when(|spans| spans.len() >= 2 * on_time.len())
-        .unwrap();
+    let spans = agent.spans_when(|spans| spans.len() >= 2 * on_time.len()).unwrap();
     let metrics = agent.metrics().unwrap();
 
     let mut cases = Cases::new("calls");
@@ -266,10 +233,7 @@ fn spans_are_exactly_the_exchanges_made() {
     cases.run("framing", || group(&corners, &spans));
     cases.run("connections older than the agent", || {
         late(
-            &truth
-                .iter()
-                .filter(|exchange| is_late(exchange))
-                .collect::<Vec<_>>(),
+            &truth.iter().filter(|exchange| is_late(exchange)).collect::<Vec<_>>(),
             &spans,
         )
     });
@@ -285,10 +249,7 @@ fn spans_are_exactly_the_exchanges_made() {
             fakes.len()
         );
         let known = |path: &str| {
-            truth
-                .iter()
-                .any(|exchange| path == format!("/r/{}", exchange.id))
-                || path.starts_with("/r/untrusted")
+            truth.iter().any(|exchange| path == format!("/r/{}", exchange.id)) || path.starts_with("/r/untrusted")
         };
         // The CONNECT has no path, and the exchanges before the agent's start may end after it.
         let others: Vec<_> = spans
@@ -302,18 +263,15 @@ fn spans_are_exactly_the_exchanges_made() {
         );
         Ok(format!("{} spans, all of them made", spans.len()))
     });
-    cases.run(
-        "heads that cannot be trusted make the socket opaque",
-        || {
-            let added = opaque(&metrics, "framing") - opaque(&before_untrusted, "framing");
-            ensure!(
-                added >= UNTRUSTED.len() as u64,
-                "{added} sockets counted opaque for framing, expected {}",
-                UNTRUSTED.len()
-            );
-            Ok(format!("{added} sockets counted"))
-        },
-    );
+    cases.run("heads that cannot be trusted make the socket opaque", || {
+        let added = opaque(&metrics, "framing") - opaque(&before_untrusted, "framing");
+        ensure!(
+            added >= UNTRUSTED.len() as u64,
+            "{added} sockets counted opaque for framing, expected {}",
+            UNTRUSTED.len()
+        );
+        Ok(format!("{added} sockets counted"))
+    });
     cases.run("upgrades and tunnels are counted", || {
         let count = opaque(&metrics, "upgrade");
         // Both ends of an upgrade and of a CONNECT.

@@ -34,11 +34,7 @@ fn sinks(metrics: &Metrics, exporter: &str) -> (u64, u64) {
 
 /// Runs a load and holds the agent's counts against nginx's own. The two status pages are requests as well: the first
 /// lies before the count it returns, the second in it.
-fn measured(
-    agent: &Agent,
-    nginx: &App,
-    load: impl FnOnce() -> Result<u64>,
-) -> Result<(u64, Added)> {
+fn measured(agent: &Agent, nginx: &App, load: impl FnOnce() -> Result<u64>) -> Result<(u64, Added)> {
     let before = agent.drained()?;
     let first = requests_of(nginx)?;
     let answered = load()?;
@@ -79,9 +75,7 @@ fn measured(
 #[test]
 fn requests_equal_spans_plus_counted_drops() {
     let place = Place::new("every").unwrap();
-    let nginx = Site::new().returning().counting()
-        .start("nginx", &place)
-        .unwrap();
+    let nginx = Site::new().returning().counting().start("nginx", &place).unwrap();
     let receiver = Receiver::start(Manner::Accept).unwrap();
     let setup = Setup::of_services(&[&nginx.service])
         .with("capture", "paths", json!("templated"))
@@ -113,10 +107,7 @@ fn requests_equal_spans_plus_counted_drops() {
             added.stored
         );
         let exported = receiver.wait_for_spans(listed as usize, Duration::from_secs(10))?;
-        ensure!(
-            exported as u64 == listed,
-            "{listed} spans stored, {exported} exported"
-        );
+        ensure!(exported as u64 == listed, "{listed} spans stored, {exported} exported");
         Ok(format!(
             "5,000 requests, {} spans stored, {exported} exported, nothing dropped",
             added.stored

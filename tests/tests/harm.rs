@@ -32,11 +32,7 @@ impl Services {
     }
 
     /// Load until told to stop, in rounds of requests that must all be answered.
-    fn load_while<T>(
-        &self,
-        prefix: &str,
-        during: impl FnOnce() -> Result<T>,
-    ) -> Result<(T, Outcome)> {
+    fn load_while<T>(&self, prefix: &str, during: impl FnOnce() -> Result<T>) -> Result<(T, Outcome)> {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let load = scope.spawn(|| {
@@ -95,10 +91,7 @@ fn killed_at_any_time(services: &Services) -> Result<String> {
 fn open_connection_lives_on(services: &Services) -> Result<String> {
     let mut agent = Agent::start(&services.setup())?;
     let mut connection = Connection::open(&services.front.target)?;
-    ensure!(
-        connection.get("/r/before")?.status == 200,
-        "the request before"
-    );
+    ensure!(connection.get("/r/before")?.status == 200, "the request before");
     connection.send(b"GET /r/during HTTP/1.1\r\nHost: te")?;
     agent.kill()?;
     connection.send(b"st.invalid\r\n\r\n")?;
@@ -107,10 +100,7 @@ fn open_connection_lives_on(services: &Services) -> Result<String> {
         during.status == 200 && during.text().contains("during"),
         "the request during: {during:?}"
     );
-    ensure!(
-        connection.get("/r/after")?.status == 200,
-        "the request after"
-    );
+    ensure!(connection.get("/r/after")?.status == 200, "the request after");
     Ok("a request half sent when the agent was killed was answered, and the next on the same connection".to_owned())
 }
 
@@ -131,17 +121,15 @@ fn terminated(services: &Services) -> Result<String> {
         agent.terminate()
     })?;
     let answered = outcome.all()?.len();
-    ensure!(
-        status.success(),
-        "exit status {status}; its log:\n{}",
-        agent.log()
-    );
+    ensure!(status.success(), "exit status {status}; its log:\n{}", agent.log());
     ensure!(took <= STOP_LIMIT, "took {took:?} to end");
     let gone = Inventory::wait_gone_since(&before, FREE_LIMIT)?;
     // What ended more than the settle window before the signal was on its way or out; the flush sends the rest.
     let exported = receiver.span_count()?;
     ensure!(exported > 0, "nothing was exported before the end");
-    Ok(format!("{answered} answered, ended in {took:?}, kernel clean after {gone:?}, {exported} spans exported"))
+    Ok(format!(
+        "{answered} answered, ended in {took:?}, kernel clean after {gone:?}, {exported} spans exported"
+    ))
 }
 
 /// Spans of the last second before SIGTERM are flushed, none is lost.
@@ -189,10 +177,7 @@ fn second_refuses(services: &Services) -> Result<String> {
         "the second does not name the first, pid {}:\n{log}",
         first.pid()
     );
-    ensure!(
-        first.get("/readyz")?.status == 200,
-        "the first is not ready any more"
-    );
+    ensure!(first.get("/readyz")?.status == 200, "the first is not ready any more");
     let line = log.lines().last().unwrap_or_default().trim().to_owned();
     Ok(format!("exit 1: {line}"))
 }
@@ -244,9 +229,7 @@ fn the_agent_harms_nothing() {
     let services = Services { front, behind };
     let mut cases = Cases::new("harm");
     cases.run("SIGKILL at any time", || killed_at_any_time(&services));
-    cases.run("SIGKILL inside a request", || {
-        open_connection_lives_on(&services)
-    });
+    cases.run("SIGKILL inside a request", || open_connection_lives_on(&services));
     cases.run("SIGTERM detaches", || terminated(&services));
     cases.run("SIGTERM flushes", || flushed(&services));
     cases.run("a second agent refuses", || second_refuses(&services));

@@ -41,9 +41,7 @@ impl<'a> Seen<'a> {
 
     /// Spans of a path, in order of start.
     fn of(&self, path: &str, kind: Kind) -> &[&'a Span] {
-        self.by_path
-            .get(&(path.to_owned(), kind))
-            .map_or(&[], Vec::as_slice)
+        self.by_path.get(&(path.to_owned(), kind)).map_or(&[], Vec::as_slice)
     }
 
     fn server(&self, path: &str) -> Result<&'a Span> {
@@ -58,9 +56,7 @@ impl<'a> Seen<'a> {
         let mut calls: Vec<_> = self
             .spans
             .iter()
-            .filter(|span| {
-                span.kind == Kind::Client && span.parent_span_id.as_ref() == Some(&parent.span_id)
-            })
+            .filter(|span| span.kind == Kind::Client && span.parent_span_id.as_ref() == Some(&parent.span_id))
             .collect();
         calls.sort_by_key(|span| span.start_ns);
         calls
@@ -71,14 +67,8 @@ impl<'a> Seen<'a> {
 fn numbered(attempts: &[&Span], parent: &Span) -> Result<()> {
     for (n, attempt) in attempts.iter().enumerate() {
         let number = attempt.number("http.request.resend_count").unwrap_or(0);
-        ensure!(
-            number == n as i64,
-            "attempt {n} has http.request.resend_count {number}"
-        );
-        ensure!(
-            attempt.trace_id == parent.trace_id,
-            "attempt {n} left the trace"
-        );
+        ensure!(number == n as i64, "attempt {n} has http.request.resend_count {number}");
+        ensure!(attempt.trace_id == parent.trace_id, "attempt {n} left the trace");
         ensure!(
             attempt.parent_span_id.as_ref() == Some(&parent.span_id),
             "attempt {n} left its parent"
@@ -148,8 +138,7 @@ impl Apps {
         let good = python::flask("good", place, &Calls::none())?;
         let dead_port = free_port()?;
         let dead = Target::loopback(dead_port);
-        let front =
-            |name: &str, calls: Calls| python::gunicorn(name, place, Workers::Threads(8), &calls);
+        let front = |name: &str, calls: Calls| python::gunicorn(name, place, Workers::Threads(8), &calls);
         Ok(Self {
             retrying: front("retrying", Calls::none().to("b", &flaky)?)?,
             resetting: front("resetting", Calls::none().to("b", &reset)?)?,
@@ -230,11 +219,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
         for id in &retried {
             let front = seen.server(&format!("/r/{id}"))?;
             let attempts = seen.of(&format!("/o/{id}/b"), Kind::Client);
-            ensure!(
-                attempts.len() == 3,
-                "{id}: {} attempts, expected 3",
-                attempts.len()
-            );
+            ensure!(attempts.len() == 3, "{id}: {} attempts, expected 3", attempts.len());
             numbered(attempts, front).with_context(|| id.clone())?;
             for (attempt, status) in attempts.iter().zip([503, 503, 200]) {
                 answered(attempt, status).with_context(|| id.clone())?;
@@ -253,10 +238,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
             }
             answered(front, 200).with_context(|| id.clone())?;
         }
-        Ok(format!(
-            "{} requests, each with 3 attempts in one trace",
-            retried.len()
-        ))
+        Ok(format!("{} requests, each with 3 attempts in one trace", retried.len()))
     });
     cases.run("a reset connection", || {
         let port = apps.reset.target.port()?;
@@ -264,11 +246,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
         for id in &reset {
             let front = seen.server(&format!("/r/{id}"))?;
             let attempts = seen.of(&format!("/o/{id}/b"), Kind::Client);
-            ensure!(
-                attempts.len() == 4,
-                "{id}: {} attempts, expected 4",
-                attempts.len()
-            );
+            ensure!(attempts.len() == 4, "{id}: {} attempts, expected 4", attempts.len());
             numbered(attempts, front).with_context(|| id.clone())?;
             for attempt in attempts {
                 *kinds
@@ -287,11 +265,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
         for id in &refused {
             let front = seen.server(&format!("/r/{id}"))?;
             let attempts = seen.calls_of(front);
-            ensure!(
-                attempts.len() == 4,
-                "{id}: {} attempts, expected 4",
-                attempts.len()
-            );
+            ensure!(attempts.len() == 4, "{id}: {} attempts, expected 4", attempts.len());
             numbered(&attempts, front).with_context(|| id.clone())?;
             for attempt in attempts {
                 *kinds
@@ -311,10 +285,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
             let front = seen.server(&format!("/r/{id}"))?;
             let attempts = seen.of(&format!("/o/{id}/a"), Kind::Client);
             numbered(attempts, front).with_context(|| id.clone())?;
-            let statuses: Vec<_> = attempts
-                .iter()
-                .filter_map(|attempt| attempt.status())
-                .collect();
+            let statuses: Vec<_> = attempts.iter().filter_map(|attempt| attempt.status()).collect();
             match statuses[..] {
                 [200] => {}
                 [503, 200] => repeated += 1,

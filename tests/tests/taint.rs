@@ -20,13 +20,23 @@ use spanwire_tests::search::{in_bytes, in_folder, in_memory, Needle};
 
 /// Digits that no other text on the machine has: time and pid, spread over both halves.
 fn unique(salt: u64) -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos() as u64;
     (now ^ (u64::from(std::process::id()) << 40) ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// A secret as a word of its own.
 fn secret(what: &'static str) -> Needle {
-    Needle::new(what, format!("taint{:016x}{}", unique(what.len() as u64 * 7919), what.replace(' ', "")))
+    Needle::new(
+        what,
+        format!(
+            "taint{:016x}{}",
+            unique(what.len() as u64 * 7919),
+            what.replace(' ', "")
+        ),
+    )
 }
 
 /// Every secret, by where it is put.
@@ -49,8 +59,6 @@ struct Secrets {
 
 impl Secrets {
     fn new() -> Self {
-        let hex = format!("{:016x}{:016x}", unique(1), unique(2));
-        let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32]);
         Self {
             body: secret("request body"),
             answer: secret("response body"),
@@ -63,9 +71,25 @@ impl Secrets {
             argument: secret("argument"),
             environment: secret("environment"),
             paths: vec![
-                Needle::new("path: uuid", format!("{a}-{b}-4{c}-a{d}-{e}")),
-                Needle::new("path: hash", format!("{:016x}{:016x}{:08x}", unique(3), unique(4), unique(5) as u32)),
-                Needle::new("path: number", format!("7{:018}", unique(6) % 1_000_000_000_000_000_000)),
+                Needle::new(
+                    "path: uuid",
+                    format!(
+                        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+                        unique(1) >> 32,
+                        unique(1) as u16,
+                        unique(2) >> 52,
+                        unique(3) >> 52,
+                        unique(2) >> 16
+                    ),
+                ),
+                Needle::new(
+                    "path: hash",
+                    format!("{:016x}{:016x}{:08x}", unique(3), unique(4), unique(5) as u32),
+                ),
+                Needle::new(
+                    "path: number",
+                    format!("7{:018}", unique(6) % 1_000_000_000_000_000_000),
+                ),
                 Needle::new("path: email", format!("u{:012x}", unique(7) >> 16)),
                 Needle::new("path: token", format!("sk_{:016x}_{:016X}", unique(8), unique(9))),
             ],
@@ -76,8 +100,16 @@ impl Secrets {
     /// What may be nowhere, agent's memory included.
     fn never(&self) -> Vec<Needle> {
         [
-            &self.body, &self.answer, &self.query, &self.cookie, &self.set_cookie, &self.authorization, &self.unlisted,
-            &self.garbage, &self.argument, &self.environment,
+            &self.body,
+            &self.answer,
+            &self.query,
+            &self.cookie,
+            &self.set_cookie,
+            &self.authorization,
+            &self.unlisted,
+            &self.garbage,
+            &self.argument,
+            &self.environment,
         ]
         .map(Clone::clone)
         .to_vec()
@@ -111,7 +143,11 @@ fn send(front: &App, secrets: &Secrets) -> Result<usize> {
     let mut connection = Connection::open(&front.target)?;
     for _ in 0..5 {
         for path in &secrets.paths {
-            let segment = if path.what.ends_with("email") { format!("{}%40test.invalid", path.text) } else { path.text.clone() };
+            let segment = if path.what.ends_with("email") {
+                format!("{}%40test.invalid", path.text)
+            } else {
+                path.text.clone()
+            };
             let target = format!("/r/{segment}?token={}", secrets.query.text);
             let headers = [
                 ("Cookie", format!("session={}", secrets.cookie.text)),
@@ -122,10 +158,18 @@ fn send(front: &App, secrets: &Secrets) -> Result<usize> {
             let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let body = format!("{{\"card\": \"{}\"}}", secrets.body.text);
             let response = connection.request("POST", &target, &headers, body.as_bytes())?;
-            ensure!(response.status == 200, "status {}: {}", response.status, response.text());
+            ensure!(
+                response.status == 200,
+                "status {}: {}",
+                response.status,
+                response.text()
+            );
             sent += 1;
         }
-        ensure!(connection.get("/body/x")?.text() == secrets.answer.text, "the answer is not the secret one");
+        ensure!(
+            connection.get("/body/x")?.text() == secrets.answer.text,
+            "the answer is not the secret one"
+        );
         sent += 1;
     }
     let mut other = Connection::open(&front.target)?;
@@ -144,7 +188,15 @@ fn send(front: &App, secrets: &Secrets) -> Result<usize> {
 /// Everything the API answers, in one text.
 fn api_output(agent: &Agent) -> Result<String> {
     let mut all = String::new();
-    for path in ["/", "/api/services", "/api/graph?since=15m", "/api/status", "/metrics", "/readyz", "/api/traces?since=1h&limit=1000"] {
+    for path in [
+        "/",
+        "/api/services",
+        "/api/graph?since=15m",
+        "/api/status",
+        "/metrics",
+        "/readyz",
+        "/api/traces?since=1h&limit=1000",
+    ] {
         let _ = writeln!(all, "{}", agent.get(path)?.text());
     }
     for trace in agent.traces("since=1h&limit=1000")? {
@@ -158,7 +210,10 @@ fn clean(place: &str, found: &[&str], control: bool) -> Result<String> {
     if !found.is_empty() {
         bail!("{place} holds {}", found.join(", "));
     }
-    ensure!(control, "the search of {place} does not even find the listed header: it looks in the wrong place");
+    ensure!(
+        control,
+        "the search of {place} does not even find the listed header: it looks in the wrong place"
+    );
     Ok("only the listed header is there".to_owned())
 }
 
@@ -184,22 +239,45 @@ fn no_secret_leaves_the_kernel() {
     let mut cases = Cases::new("taint");
     cases.run("API and page", || {
         let output = api_output(&agent)?;
-        clean("the API's output", &in_bytes(output.as_bytes(), &outside), !in_bytes(output.as_bytes(), control).is_empty())
+        clean(
+            "the API's output",
+            &in_bytes(output.as_bytes(), &outside),
+            !in_bytes(output.as_bytes(), control).is_empty(),
+        )
     });
     cases.run("memory image and ring buffers", || {
         let image = in_memory(agent.pid(), &secrets.never())?;
         let held = in_memory(agent.pid(), control)?;
         let paths = in_memory(agent.pid(), &secrets.paths)?;
-        let found: Vec<_> = image.found.iter().map(|(region, what)| format!("{what} in {region}")).collect();
+        let found: Vec<_> = image
+            .found
+            .iter()
+            .map(|(region, what)| format!("{what} in {region}"))
+            .collect();
         let found: Vec<_> = found.iter().map(String::as_str).collect();
         let line = clean("the agent's memory", &found, !held.found.is_empty())?;
-        let regions: Vec<_> = paths.found.iter().map(|(region, what)| format!("{what} in {region}")).collect();
-        Ok(format!("{} MiB searched, {line}; path segments, which end at the templating: {regions:?}", image.bytes >> 20))
+        let regions: Vec<_> = paths
+            .found
+            .iter()
+            .map(|(region, what)| format!("{what} in {region}"))
+            .collect();
+        Ok(format!(
+            "{} MiB searched, {line}; path segments, which end at the templating: {regions:?}",
+            image.bytes >> 20
+        ))
     });
     cases.run("exports", || {
         receiver.wait_for_spans(sent * 3, Duration::from_secs(10))?;
-        let all: Vec<u8> = receiver.received().into_iter().flat_map(|request| [request.head.into_bytes(), request.body].concat()).collect();
-        clean("the exports", &in_bytes(&all, &outside), !in_bytes(&all, control).is_empty())
+        let all: Vec<u8> = receiver
+            .received()
+            .into_iter()
+            .flat_map(|request| [request.head.into_bytes(), request.body].concat())
+            .collect();
+        clean(
+            "the exports",
+            &in_bytes(&all, &outside),
+            !in_bytes(&all, control).is_empty(),
+        )
     });
     cases.run("store", || {
         let (status, _) = agent.terminate()?;

@@ -12,7 +12,7 @@ use spanwire_tests::agent::{Agent, Setup};
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::python::{self, Workers};
 use spanwire_tests::apps::{apache, haproxy, node, php_fpm, ruby, App, Calls};
-use spanwire_tests::cases::Cases;
+use spanwire_tests::cases::{say, Cases};
 use spanwire_tests::judge::{exchange_of, judge, Hop, Promise, Topology};
 use spanwire_tests::load::Load;
 use spanwire_tests::place::{program, Place};
@@ -62,10 +62,7 @@ impl Subject {
 
 /// Hops `b` and `c` of one caller.
 fn two_calls(cause: &'static str, promise: Promise) -> [Hop; 2] {
-    [
-        Hop::call("b", cause, promise),
-        Hop::call("c", cause, promise),
-    ]
+    [Hop::call("b", cause, promise), Hop::call("c", cause, promise)]
 }
 
 fn ingress_and(hops: impl IntoIterator<Item = Hop>) -> Vec<Hop> {
@@ -115,26 +112,10 @@ fn parents_are_right_or_unknown() {
         Subject::new("sync", proxy("nginxsync", &sync), behind_nginx()),
         Subject::new("gthread", proxy("nginxgthread", &gthread), behind_nginx()),
         Subject::new("unix", proxy("nginxunix", &unix), behind_nginx()),
-        Subject::new(
-            "flask",
-            python::flask("flask", &place, &calls).unwrap(),
-            exact(),
-        ),
-        Subject::new(
-            "modphp",
-            apache::mod_php("modphp", &place, &calls).unwrap(),
-            exact(),
-        ),
-        Subject::new(
-            "webrick",
-            ruby::webrick("webrick", &place, &calls).unwrap(),
-            exact(),
-        ),
-        Subject::new(
-            "puma",
-            ruby::puma("puma", &place, &calls).unwrap(),
-            careful(),
-        ),
+        Subject::new("flask", python::flask("flask", &place, &calls).unwrap(), exact()),
+        Subject::new("modphp", apache::mod_php("modphp", &place, &calls).unwrap(), exact()),
+        Subject::new("webrick", ruby::webrick("webrick", &place, &calls).unwrap(), exact()),
+        Subject::new("puma", ruby::puma("puma", &place, &calls).unwrap(), careful()),
         Subject::new("fpmtcp", fastcgi("nginxfpmtcp", &fpm_tcp), opaque()),
         Subject::new("fpmunix", fastcgi("nginxfpmunix", &fpm_unix), opaque()),
         Subject::new(
@@ -142,11 +123,7 @@ fn parents_are_right_or_unknown() {
             python::aiohttp("asyncio", &place, &calls).unwrap(),
             careful(),
         ),
-        Subject::new(
-            "node",
-            node::node("node", &place, &calls).unwrap(),
-            careful(),
-        ),
+        Subject::new("node", node::node("node", &place, &calls).unwrap(), careful()),
         Subject::new(
             "haproxy",
             haproxy::haproxy("haproxy", &place, "b", &leaf.target).unwrap(),
@@ -154,11 +131,7 @@ fn parents_are_right_or_unknown() {
         ),
     ];
     for (name, script, hops) in [("cgi", "cgi.py", exact()), ("cgishell", "cgi.sh", exact())] {
-        let mut subject = Subject::new(
-            name,
-            apache::cgi(name, &place, &calls, script).unwrap(),
-            hops,
-        );
+        let mut subject = Subject::new(name, apache::cgi(name, &place, &calls, script).unwrap(), hops);
         subject.rounds = CGI_ROUNDS;
         subjects.push(subject);
     }
@@ -176,11 +149,7 @@ fn parents_are_right_or_unknown() {
             subject.load()?;
             Ok(format!(
                 "{} requests",
-                subject
-                    .answered
-                    .iter()
-                    .map(|(_, ids)| ids.len())
-                    .sum::<usize>()
+                subject.answered.iter().map(|(_, ids)| ids.len()).sum::<usize>()
             ))
         });
     }
@@ -201,7 +170,7 @@ fn parents_are_right_or_unknown() {
         for (concurrency, ids) in &subject.answered {
             cases.run(&format!("{} at {concurrency}", subject.name), || {
                 let verdict = judge(&subject.topology, ids, &spans);
-                print!("{verdict}");
+                say(&verdict.to_string());
                 verdict.check()
             });
         }
@@ -214,9 +183,7 @@ fn parents_are_right_or_unknown() {
         };
         judge(&topology, &curled, &spans).check()
     });
-    cases.run("runtimes that are not guessed say so", || {
-        reasons(&subjects, &spans)
-    });
+    cases.run("runtimes that are not guessed say so", || reasons(&subjects, &spans));
     cases.run("a trace is whole by its id", || {
         whole_by_id(&agent, &subjects[0], &spans)
     });
@@ -229,12 +196,7 @@ fn expected_spans(subject: &Subject) -> usize {
         .iter()
         .map(|hop| usize::from(hop.client.is_some()) + usize::from(hop.server))
         .sum();
-    per_request
-        * subject
-            .answered
-            .iter()
-            .map(|(_, ids)| ids.len())
-            .sum::<usize>()
+    per_request * subject.answered.iter().map(|(_, ids)| ids.len()).sum::<usize>()
 }
 
 fn curl(front: &App, runs: usize) -> Result<Vec<String>> {
@@ -297,9 +259,7 @@ fn whole_by_id(agent: &Agent, subject: &Subject, spans: &[Span]) -> Result<Strin
         let root = spans
             .iter()
             .find(|span| span.path().as_deref() == Some(&format!("/r/{id}")));
-        let Some(root) = root else {
-            bail!("no span of /r/{id}")
-        };
+        let Some(root) = root else { bail!("no span of /r/{id}") };
         let trace = agent.trace(&root.trace_id)?;
         let verdict = judge(&subject.topology, std::slice::from_ref(id), &trace);
         verdict.check()?;
@@ -308,10 +268,7 @@ fn whole_by_id(agent: &Agent, subject: &Subject, spans: &[Span]) -> Result<Strin
                 .is_some_and(|path| exchange_of(&path).is_some_and(|(own, _)| own == id))
         };
         if !trace.iter().all(own) {
-            bail!(
-                "trace {} has spans that are not of request {id}",
-                root.trace_id
-            );
+            bail!("trace {} has spans that are not of request {id}", root.trace_id);
         }
         let mut services: Vec<_> = trace.iter().map(Span::service).collect();
         services.sort();

@@ -36,9 +36,7 @@ fn every_application_answers_under_load() {
     let mut app = |name: &'static str, start: &dyn Fn() -> Result<App>| {
         cases.run(name, || load(&start()?.target, name));
     };
-    app("sync", &|| {
-        python::gunicorn("sync", &place, Workers::Sync(4), &calls)
-    });
+    app("sync", &|| python::gunicorn("sync", &place, Workers::Sync(4), &calls));
     app("gthread", &|| {
         python::gunicorn("gthread", &place, Workers::Threads(16), &calls)
     });
@@ -49,19 +47,11 @@ fn every_application_answers_under_load() {
     app("puma", &|| ruby::puma("puma", &place, &calls));
     app("mod_php", &|| apache::mod_php("mod_php", &place, &calls));
     app("cgi", &|| apache::cgi("cgi", &place, &calls, "cgi.py"));
-    app("cgi_shell", &|| {
-        apache::cgi("cgi_shell", &place, &calls, "cgi.sh")
-    });
-    app("haproxy", &|| {
-        haproxy::haproxy("haproxy", &place, "h", &leaf.target)
-    });
-    app("return", &|| {
-        Site::new().returning().start("return", &place)
-    });
+    app("cgi_shell", &|| apache::cgi("cgi_shell", &place, &calls, "cgi.sh"));
+    app("haproxy", &|| haproxy::haproxy("haproxy", &place, "h", &leaf.target));
+    app("return", &|| Site::new().returning().start("return", &place));
     app("proxy", &|| {
-        Site::new()
-            .proxying("a", &[&leaf.target])
-            .start("proxy", &place)
+        Site::new().proxying("a", &[&leaf.target]).start("proxy", &place)
     });
     cases.run("unix_upstream", || {
         let upstream = python::gunicorn_unix("unix", &place, Workers::Sync(4), &calls)?;
@@ -124,9 +114,7 @@ fn faults(place: &Place) -> Result<String> {
         evidence.push(format!("{name} {expected}"));
     }
     for (name, first) in [("next_busy", &busy.target), ("next_dead", &dead)] {
-        let front = Site::new()
-            .proxying("a", &[first, &good.target])
-            .start(name, place)?;
+        let front = Site::new().proxying("a", &[first, &good.target]).start(name, place)?;
         evidence.push(format!("{name}: {}", load(&front.target, name)?));
     }
     Ok(evidence.join(", "))

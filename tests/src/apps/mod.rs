@@ -37,11 +37,7 @@ impl Calls {
 
     /// As the workloads read it from their environment: `hop=URL hop=URL`.
     pub fn as_env(&self) -> String {
-        let calls: Vec<_> = self
-            .0
-            .iter()
-            .map(|(hop, url)| format!("{hop}={url}"))
-            .collect();
+        let calls: Vec<_> = self.0.iter().map(|(hop, url)| format!("{hop}={url}")).collect();
         calls.join(" ")
     }
 }

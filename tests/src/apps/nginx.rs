@@ -23,8 +23,7 @@ impl Site {
 
     /// `/r/<id>` is answered from memory: nginx's cheapest request.
     pub fn returning(mut self) -> Self {
-        self.locations
-            .push_str("location /r/ { return 200 \"$uri ok\\n\"; }\n");
+        self.locations.push_str("location /r/ { return 200 \"$uri ok\\n\"; }\n");
         self
     }
 
@@ -84,10 +83,7 @@ impl Site {
         let home = place.join(name);
         std::fs::create_dir_all(home.join("temp"))?;
         let home_text = home.display();
-        let Self {
-            upstreams,
-            locations,
-        } = self;
+        let Self { upstreams, locations } = self;
         let config = place.write(
             &format!("{name}/nginx.conf"),
             &format!(
@@ -116,5 +112,7 @@ impl Site {
 pub fn requests_of(nginx: &App) -> Result<u64> {
     let page = http::get(&nginx.target, "/status")?.text();
     let counts = page.lines().nth(2).and_then(|line| line.split_whitespace().nth(2));
-    counts.and_then(|count| count.parse().ok()).with_context(|| format!("not a stub_status page: {page}"))
+    counts
+        .and_then(|count| count.parse().ok())
+        .with_context(|| format!("not a stub_status page: {page}"))
 }

@@ -74,7 +74,15 @@ fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, t
     };
     Ok(python(name, place, "gunicorn", calls)?
         // umask 0: nginx's workers connect to the socket as another user.
-        .args(["--bind", &bind, "--umask", "0", "--no-control-socket", "--worker-tmp-dir", "/dev/shm"])
+        .args([
+            "--bind",
+            &bind,
+            "--umask",
+            "0",
+            "--no-control-socket",
+            "--worker-tmp-dir",
+            "/dev/shm",
+        ])
         .args(kind)
         .arg("--chdir")
         .arg(workload("")))

@@ -23,14 +23,7 @@ pub fn puma(name: &str, place: &Place, calls: &Calls) -> Result<App> {
     let port = free_port()?;
     let target = Target::loopback(port);
     let service = Launch::new(name, program("puma")?, place)
-        .args([
-            "--quiet",
-            "--environment",
-            "production",
-            "--threads",
-            "5:5",
-            "--bind",
-        ])
+        .args(["--quiet", "--environment", "production", "--threads", "5:5", "--bind"])
         .arg(format!("tcp://127.0.0.1:{port}"))
         .arg(workload("puma_app.ru"))
         .env("CALLS", calls.as_env())
