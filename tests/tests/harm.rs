@@ -67,12 +67,15 @@ impl Services {
 fn killed_at_any_time(services: &Services) -> Result<String> {
     let before = Inventory::now()?;
     let mut evidence = Vec::new();
+    let mut loaded_once = false;
     // While programs are loaded, just ready, in the middle of settling, in steady state.
     for after_ms in [20, 80, 200, 500, 1_500] {
         let prefix = format!("kill{after_ms}r");
         let (gone, outcome) = services.load_while(&prefix, || {
             let mut agent = Agent::spawn(&services.setup())?;
             sleep(Duration::from_millis(after_ms));
+            let loaded = Inventory::now()?.added_since(&before).len();
+            loaded_once |= loaded > 0;
             agent.kill()?;
             let gone = Inventory::wait_gone_since(&before, FREE_LIMIT)?;
             sleep(Duration::from_millis(100));
@@ -84,6 +87,10 @@ fn killed_at_any_time(services: &Services) -> Result<String> {
             "{after_ms} ms: {answered} answered, kernel clean after {gone:?}"
         ));
     }
+    ensure!(
+        loaded_once,
+        "no agent lived long enough to load a program: nothing was shown"
+    );
     Ok(evidence.join("; "))
 }
 

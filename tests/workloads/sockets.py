@@ -11,8 +11,10 @@ A path with "fake" in it is only ever part of a body: a span of it is wrong.
 import ctypes
 import ctypes.util
 import json
+import mmap
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -444,6 +446,62 @@ def until_close(client):
     peer.sock.close()
 
 
+class Ring:
+    """The least of io_uring: one operation at a time, by the system calls themselves."""
+
+    SETUP, ENTER, SEND, RECV, GETEVENTS = 425, 426, 26, 27, 1
+
+    def __init__(self):
+        params = (ctypes.c_uint32 * 30)()
+        self.fd = libc.syscall(self.SETUP, 4, ctypes.byref(params))
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), "io_uring_setup")
+        # struct io_sq_ring_offsets begins at word 10, struct io_cq_ring_offsets at word 20.
+        self.sq_tail, self.sq_mask, self.sq_array = params[11], params[12], params[16]
+        self.cq_head, self.cq_mask, self.cqes = params[20], params[22], params[25]
+        size = max(params[16] + params[0] * 4, params[25] + params[1] * 16)
+        self.ring = mmap.mmap(self.fd, size, mmap.MAP_SHARED, offset=0)
+        self.entries = mmap.mmap(self.fd, params[0] * 64, mmap.MAP_SHARED, offset=0x10000000)
+
+    def word(self, at):
+        return int.from_bytes(self.ring[at:at + 4], "little")
+
+    def put(self, at, value):
+        self.ring[at:at + 4] = value.to_bytes(4, "little")
+
+    def run(self, operation, sock, buffer):
+        """Submits one operation on a buffer and returns its result."""
+        tail = self.word(self.sq_tail)
+        at = tail & self.word(self.sq_mask)
+        entry = struct.pack("<BBHiQQII", operation, 0, 0, sock.fileno(), 0, ctypes.addressof(buffer), len(buffer), 0)
+        self.entries[at * 64:at * 64 + 64] = entry.ljust(64, b"\0")
+        self.put(self.sq_array + at * 4, at)
+        self.put(self.sq_tail, tail + 1)
+        if libc.syscall(self.ENTER, self.fd, 1, 1, self.GETEVENTS, None, ctypes.c_size_t(0)) < 0:
+            raise OSError(ctypes.get_errno(), "io_uring_enter")
+        head = self.word(self.cq_head)
+        at = self.cqes + (head & self.word(self.cq_mask)) * 16
+        result = struct.unpack_from("<i", self.ring, at + 8)[0]
+        self.put(self.cq_head, head + 1)
+        if result < 0:
+            raise OSError(-result, "io_uring operation")
+        return result
+
+
+def by_io_uring(client):
+    """A client whose calls come by io_uring: its side cannot be seen, and must be counted."""
+    ring = Ring()
+    peer = client.connect()
+    for n in range(3):
+        request = b"GET /r/uring%d HTTP/1.1\r\nHost: x\r\n\r\n" % n
+        assert ring.run(Ring.SEND, peer.sock, ctypes.create_string_buffer(request, len(request))) == len(request)
+        buffer = ctypes.create_string_buffer(4096)
+        got = ring.run(Ring.RECV, peer.sock, buffer)
+        assert buffer.raw[:got].startswith(b"HTTP/1.1 200 OK\r\n"), buffer.raw[:got]
+        client.tell(f"/r/uring{n}", "GET", 200, 0, len(f"ok /r/uring{n} 0"))
+    peer.sock.close()
+
+
 def older(client):
     """Connections that will be older than the agent: idle ones, and one in the middle of a body."""
     idle = client.connect()
@@ -482,7 +540,7 @@ def call(folder):
     else:
         sys.exit("nobody said go")
     older_go_on(client, *old)
-    for part in [every_call, corners, bodies_like_requests, pipelined, tunnels, until_close]:
+    for part in [every_call, corners, bodies_like_requests, pipelined, tunnels, until_close, by_io_uring]:
         part(client)
     store(folder, "truth.json", client.truth)
     # Stay: the agent reads what it needs of a process while it lives.
