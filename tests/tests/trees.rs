@@ -21,7 +21,7 @@ use spanwire_tests::spans::Span;
 /// (concurrency, requests); the ordinary run stays short, and every worker still sees many requests.
 const ROUNDS: [(usize, usize); 3] = [(1, 40), (16, 160), (128, 400)];
 /// A process per request costs 20 ms here.
-const CGI_ROUNDS: [(usize, usize); 3] = [(1, 20), (16, 64), (128, 160)];
+const CGI_ROUNDS: [(usize, usize); 3] = [(1, 16), (16, 48), (128, 128)];
 
 /// A front and what one request through it causes.
 struct Subject {
