@@ -32,19 +32,13 @@ pub struct Hint {
 impl Hint {
     /// Nothing is known but the pid.
     pub fn pid(pid: u32) -> Self {
-        Self {
-            pid,
-            ..Self::default()
-        }
+        Self { pid, ..Self::default() }
     }
 
     /// Takes a kernel record's facts.
     pub fn from_record(record: &ProcessRecord) -> Self {
         let text = |bytes: &[u8]| {
-            let end = bytes
-                .iter()
-                .position(|byte| *byte == 0)
-                .unwrap_or(bytes.len());
+            let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
             let text = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default());
             (!text.is_empty()).then(|| text.into())
         };
@@ -157,9 +151,7 @@ impl Discoverer {
                 if entry.exit_ns.is_some_and(|exit_ns| at_ns > exit_ns) {
                     let exit_ns = entry.exit_ns.unwrap_or(at_ns);
                     self.replace(hint, exit_ns, now_ns);
-                } else if entry.exit_ns.is_none()
-                    && now_ns.saturating_sub(entry.verified_ns) > self.limits.verify_ns
-                {
+                } else if entry.exit_ns.is_none() && now_ns.saturating_sub(entry.verified_ns) > self.limits.verify_ns {
                     self.verify(hint, now_ns);
                 }
                 self.at(hint.pid, at_ns)
@@ -192,11 +184,7 @@ impl Discoverer {
             let Some(entry) = entries.get_mut(pid) else {
                 return false;
             };
-            let Some(process) = entry
-                .generations
-                .last()
-                .map(|generation| &generation.process)
-            else {
+            let Some(process) = entry.generations.last().map(|generation| &generation.process) else {
                 return false;
             };
             if entry.exit_ns.is_some() || !process.verdict().provisional {
@@ -230,19 +218,12 @@ impl Discoverer {
     }
 
     fn read(&self, hint: &Hint) -> Arc<Process> {
-        Arc::new(Process::new(ProcessInfo::read(
-            &self.root,
-            self.mount.as_ref(),
-            hint,
-        )))
+        Arc::new(Process::new(ProcessInfo::read(&self.root, self.mount.as_ref(), hint)))
     }
 
     fn at(&self, pid: u32, at_ns: u64) -> Option<Arc<Process>> {
         let generations = &self.entries.get(&pid)?.generations;
-        let found = generations
-            .iter()
-            .rev()
-            .find(|generation| generation.since_ns <= at_ns);
+        let found = generations.iter().rev().find(|generation| generation.since_ns <= at_ns);
         found
             .or(generations.first())
             .map(|generation| Arc::clone(&generation.process))
@@ -261,8 +242,7 @@ impl Discoverer {
             since_ns: 0,
             process: Arc::clone(&process),
         }];
-        self.entries
-            .insert(pid, Entry::new(generations, exit_ns, now_ns));
+        self.entries.insert(pid, Entry::new(generations, exit_ns, now_ns));
         process
     }
 
@@ -316,11 +296,7 @@ impl Discoverer {
 
     /// Makes room for a while at once: the eighth that was not asked for the longest.
     fn evict(&mut self) {
-        let mut by_use: Vec<(u64, u32)> = self
-            .entries
-            .iter()
-            .map(|(pid, entry)| (entry.used_ns, *pid))
-            .collect();
+        let mut by_use: Vec<(u64, u32)> = self.entries.iter().map(|(pid, entry)| (entry.used_ns, *pid)).collect();
         by_use.sort_unstable();
         for (_, pid) in by_use.into_iter().take((self.limits.processes / 8).max(1)) {
             self.entries.remove(&pid);
@@ -345,11 +321,7 @@ impl Entry {
 }
 
 fn recheck_after(step: usize) -> u64 {
-    RECHECK_NS
-        .get(step)
-        .or(RECHECK_NS.last())
-        .copied()
-        .unwrap_or(SECOND_NS)
+    RECHECK_NS.get(step).or(RECHECK_NS.last()).copied().unwrap_or(SECOND_NS)
 }
 
 #[cfg(test)]

@@ -39,10 +39,7 @@ impl CgroupMount {
     /// Inode of the folder that a /proc/PID/cgroup path names.
     fn id_of(&self, path: &str) -> Option<u64> {
         // Both are relative to the reader's cgroup namespace; the mount may show a part of it.
-        let below = path
-            .strip_prefix(&*self.root)
-            .unwrap_or(path)
-            .trim_start_matches('/');
+        let below = path.strip_prefix(&*self.root).unwrap_or(path).trim_start_matches('/');
         if Path::new(below)
             .components()
             .any(|part| part == std::path::Component::ParentDir)
@@ -139,19 +136,13 @@ fn id_of_folder(folder: &str) -> Option<&str> {
         Some(at) => (name.get(..at)?, name.get(at + 1..)?),
         None => ("", name),
     };
-    let hex = |text: &str, len| {
-        text.len() == len
-            && text
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
+    let hex = |text: &str, len| text.len() == len && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if hex(id, 64) {
         // conmon and its like watch a container from outside.
         return (!maker.ends_with("conmon")).then_some(id);
     }
     // Fargate: 32 hex digits of the task, then the container's number.
-    (hex(maker, 32) && id.len() >= 6 && id.bytes().all(|byte| byte.is_ascii_digit()))
-        .then_some(name)
+    (hex(maker, 32) && id.len() >= 6 && id.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
 #[cfg(test)]
@@ -173,7 +164,9 @@ mod tests {
             format!("/docker/{outer}/docker/{id}"),
             format!("/docker/{id}/init.scope"),
             format!("/kubepods/burstable/{pod}/{id}"),
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{pod}.slice/cri-containerd-{id}.scope"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-{pod}.slice/cri-containerd-{id}.scope"
+            ),
             format!("/kubepods.slice/kubepods-{pod}.slice/crio-{id}.scope"),
             format!("/kubepods.slice/kubepods-{pod}.slice/crio-{id}.scope/container"),
             format!("/system.slice/containerd.service/kubepods-besteffort-{pod}.slice:cri-containerd:{id}"),
@@ -187,10 +180,7 @@ mod tests {
             assert_eq!(container_id(&path).as_deref(), Some(&*id), "{path}");
         }
         let fargate = "0123456789abcdef0123456789abcdef-2574823593";
-        assert_eq!(
-            container_id(&format!("/ecs/task/{fargate}")).as_deref(),
-            Some(fargate)
-        );
+        assert_eq!(container_id(&format!("/ecs/task/{fargate}")).as_deref(), Some(fargate));
     }
 
     #[test]
@@ -214,18 +204,12 @@ mod tests {
 
     #[test]
     fn hybrid_lines_name_the_container_the_v2_line_does_not() {
-        let text = format!(
-            "9:name=systemd:/docker/{0}\n4:memory:/docker/{0}\n0::/\n",
-            id()
-        );
+        let text = format!("9:name=systemd:/docker/{0}\n4:memory:/docker/{0}\n0::/\n", id());
         let place = CgroupPlace::parse(&text, None);
         assert_eq!(place.container_id.as_deref(), Some(&*id()));
         assert_eq!(&*place.path, format!("/docker/{}", id()));
         assert_eq!(CgroupPlace::parse("0::/\n", None).path.as_ref(), "/");
-        assert_eq!(
-            CgroupPlace::parse("garbage\n::\n", None),
-            CgroupPlace::default()
-        );
+        assert_eq!(CgroupPlace::parse("garbage\n::\n", None), CgroupPlace::default());
     }
 
     #[test]
@@ -239,10 +223,7 @@ mod tests {
     #[test]
     fn mounts_of_both_layouts() {
         let hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
-        assert_eq!(
-            parse_mount(hybrid).unwrap().point,
-            Path::new("/sys/fs/cgroup/unified")
-        );
+        assert_eq!(parse_mount(hybrid).unwrap().point, Path::new("/sys/fs/cgroup/unified"));
         let part = "29 23 0:26 /docker/abc /sys/fs/cgroup ro,nosuid shared:9 - cgroup2 cgroup rw";
         assert_eq!(&*parse_mount(part).unwrap().root, "/docker/abc");
         assert_eq!(
@@ -256,29 +237,18 @@ mod tests {
     fn ids_are_inodes_below_the_mount() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("docker/x")).unwrap();
-        let inode = std::fs::metadata(folder.path().join("docker/x"))
-            .unwrap()
-            .ino();
+        let inode = std::fs::metadata(folder.path().join("docker/x")).unwrap().ino();
         let mount = CgroupMount {
             point: folder.path().into(),
             root: "".into(),
         };
-        assert_eq!(
-            CgroupPlace::parse("0::/docker/x\n", Some(&mount)).id,
-            Some(inode)
-        );
-        assert_eq!(
-            CgroupPlace::parse("0::/docker/gone\n", Some(&mount)).id,
-            None
-        );
+        assert_eq!(CgroupPlace::parse("0::/docker/x\n", Some(&mount)).id, Some(inode));
+        assert_eq!(CgroupPlace::parse("0::/docker/gone\n", Some(&mount)).id, None);
         assert_eq!(CgroupPlace::parse("0::/../../etc\n", Some(&mount)).id, None);
         let part = CgroupMount {
             point: folder.path().join("docker"),
             root: "/docker".into(),
         };
-        assert_eq!(
-            CgroupPlace::parse("0::/docker/x\n", Some(&part)).id,
-            Some(inode)
-        );
+        assert_eq!(CgroupPlace::parse("0::/docker/x\n", Some(&part)).id, Some(inode));
     }
 }

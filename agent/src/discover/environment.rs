@@ -71,9 +71,7 @@ impl DeclaredResource {
             "service.namespace" => Some(&mut self.service_namespace),
             "service.version" => Some(&mut self.service_version),
             "service.instance.id" => Some(&mut self.service_instance_id),
-            "deployment.environment.name" | "deployment.environment" => {
-                Some(&mut self.deployment_environment)
-            }
+            "deployment.environment.name" | "deployment.environment" => Some(&mut self.deployment_environment),
             _ => None,
         }
     }
@@ -110,9 +108,7 @@ impl Scan {
             self.position = 0;
         }
         if let Some(which) = self.reading {
-            if let (Some(value), Some(overlong)) =
-                (self.values.get_mut(which), self.overlong.get_mut(which))
-            {
+            if let (Some(value), Some(overlong)) = (self.values.get_mut(which), self.overlong.get_mut(which)) {
                 if value.len() < value.capacity() {
                     value.push(byte);
                 } else {
@@ -157,11 +153,7 @@ fn parse_attributes(text: &[u8]) -> Option<DeclaredResource> {
     let text = std::str::from_utf8(text).ok()?;
     let mut declared = DeclaredResource::default();
     let mut old_environment = None;
-    for pair in text
-        .split(',')
-        .map(str::trim)
-        .filter(|pair| !pair.is_empty())
-    {
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=')?;
         let key = percent_decode(key.trim())?;
         if key.is_empty() {
@@ -186,8 +178,7 @@ fn parse_attributes(text: &[u8]) -> Option<DeclaredResource> {
 fn escapes_are_valid(text: &str) -> bool {
     let mut pieces = text.split('%');
     pieces.next();
-    pieces
-        .all(|piece| piece.len() >= 2 && piece.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
+    pieces.all(|piece| piece.len() >= 2 && piece.bytes().take(2).all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// `None` for an escape that is not two hex digits, or bytes that are not UTF-8.
@@ -212,8 +203,7 @@ fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
 /// A value that can be shown: not empty, not over-long, without control characters.
 fn clean(value: &[u8]) -> Option<Box<str>> {
     let text = std::str::from_utf8(value).ok()?.trim();
-    let fit =
-        !text.is_empty() && text.len() <= ATTRIBUTE_BYTES && !text.chars().any(char::is_control);
+    let fit = !text.is_empty() && text.len() <= ATTRIBUTE_BYTES && !text.chars().any(char::is_control);
     fit.then(|| text.into())
 }
 
@@ -239,10 +229,7 @@ mod tests {
         let declared = read(both);
         assert_eq!(declared.service_name.as_deref(), Some("a"));
         assert_eq!(declared.service_version.as_deref(), Some("1.2"));
-        assert_eq!(
-            name(b"OTEL_RESOURCE_ATTRIBUTES=service.name=b\0"),
-            Some("b".into())
-        );
+        assert_eq!(name(b"OTEL_RESOURCE_ATTRIBUTES=service.name=b\0"), Some("b".into()));
         assert_eq!(
             name(b"OTEL_SERVICE_NAME=last and unterminated"),
             Some("last and unterminated".into())
@@ -278,22 +265,17 @@ mod tests {
             "service.name=a,other=%4",
         ] {
             let environ = format!("OTEL_RESOURCE_ATTRIBUTES={broken}\0");
-            assert_eq!(
-                read(environ.as_bytes()),
-                DeclaredResource::default(),
-                "{broken}"
-            );
+            assert_eq!(read(environ.as_bytes()), DeclaredResource::default(), "{broken}");
         }
     }
 
     #[test]
     fn spaces_and_empty_members_are_tolerated_and_values_decoded() {
-        let declared = read(b"OTEL_RESOURCE_ATTRIBUTES= service.name = my%20shop%2Cnorth , ,deployment.environment=prod,\0");
+        let declared =
+            read(b"OTEL_RESOURCE_ATTRIBUTES= service.name = my%20shop%2Cnorth , ,deployment.environment=prod,\0");
         assert_eq!(declared.service_name.as_deref(), Some("my shop,north"));
         assert_eq!(declared.deployment_environment.as_deref(), Some("prod"));
-        let newer = read(
-            b"OTEL_RESOURCE_ATTRIBUTES=deployment.environment=a,deployment.environment.name=b\0",
-        );
+        let newer = read(b"OTEL_RESOURCE_ATTRIBUTES=deployment.environment=a,deployment.environment.name=b\0");
         assert_eq!(newer.deployment_environment.as_deref(), Some("b"));
     }
 

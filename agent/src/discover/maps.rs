@@ -106,9 +106,7 @@ impl Scan<'_> {
 fn matches(pattern: Pattern, path: &[u8]) -> bool {
     let mut parts = path.rsplit(|byte| *byte == b'/');
     match pattern {
-        Pattern::File(prefix) => parts
-            .next()
-            .is_some_and(|file| file.starts_with(prefix.as_bytes())),
+        Pattern::File(prefix) => parts.next().is_some_and(|file| file.starts_with(prefix.as_bytes())),
         Pattern::Folder(name) => parts.skip(1).any(|folder| folder == name.as_bytes()),
     }
 }
@@ -161,9 +159,7 @@ mod tests {
     fn a_line_across_chunks_is_whole() {
         let mut text = Vec::new();
         while text.len() < 40_000 {
-            text.extend_from_slice(
-                b"7f00-7f01 r-xp 00000000 fe:00 2 /usr/lib/x86_64-linux-gnu/libc.so.6\n",
-            );
+            text.extend_from_slice(b"7f00-7f01 r-xp 00000000 fe:00 2 /usr/lib/x86_64-linux-gnu/libc.so.6\n");
         }
         text.extend_from_slice(b"7f00-7f01 r-xp 00000000 fe:00 2 /opt/java/lib/server/libjvm.so\n");
         assert!(scan(&text).has("jvm"));

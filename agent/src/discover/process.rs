@@ -136,8 +136,8 @@ impl Process {
     }
 
     /// The resource of its spans, made by `make` the first time.
-    pub fn resource_or(&self, make: impl FnOnce(&ProcessInfo) -> Resource) -> &Arc<Resource> {
-        self.resource.get_or_init(|| Arc::new(make(&self.info)))
+    pub fn resource_or(&self, make: impl FnOnce(&Self) -> Resource) -> &Arc<Resource> {
+        self.resource.get_or_init(|| Arc::new(make(self)))
     }
 
     /// Looks at its mappings again; true if it was demoted by that.

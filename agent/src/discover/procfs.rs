@@ -63,8 +63,7 @@ impl ProcRoot {
 
     pub(super) fn stat(&self, pid: u32) -> io::Result<Stat> {
         let bytes = read_at_most(&self.of(pid, "stat"), STAT_BYTES)?;
-        parse_stat(&bytes)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat: not as proc(5) says"))
+        parse_stat(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat: not as proc(5) says"))
     }
 
     /// Effective user id.
@@ -164,10 +163,7 @@ mod tests {
         let line = b"42 (a) R 1 (b)) S 7 42 42 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 98765 1 2\n";
         let stat = parse_stat(line).unwrap();
         assert_eq!(&*stat.comm, "a) R 1 (b)");
-        assert_eq!(
-            (stat.parent_pid, stat.threads, stat.start_ticks),
-            (7, 3, 98765)
-        );
+        assert_eq!((stat.parent_pid, stat.threads, stat.start_ticks), (7, 3, 98765));
     }
 
     #[test]

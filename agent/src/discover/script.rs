@@ -81,9 +81,7 @@ fn find<'a>(arguments: &[&'a str], rules: &Arguments) -> Option<Found<'a>> {
         let step = match argument {
             "" | "-" => return None,
             "--" => Step::ScriptNext,
-            _ if argument.starts_with("--") || (argument.starts_with('-') && !rules.clusters) => {
-                word(argument, rules)
-            }
+            _ if argument.starts_with("--") || (argument.starts_with('-') && !rules.clusters) => word(argument, rules),
             _ if argument.starts_with('-') => cluster(argument, rules),
             _ if rules.script.contains(&argument) => Step::Skip,
             _ => {
@@ -139,11 +137,9 @@ fn word(argument: &str, rules: &Arguments) -> Step {
 
 fn cluster(argument: &str, rules: &Arguments) -> Step {
     let listed = |options: &[&str], letter: char| {
-        options.iter().any(|option| {
-            option
-                .strip_prefix('-')
-                .is_some_and(|rest| rest.chars().eq([letter]))
-        })
+        options
+            .iter()
+            .any(|option| option.strip_prefix('-').is_some_and(|rest| rest.chars().eq([letter])))
     };
     for (at, letter) in argument.char_indices().skip(1) {
         let after = at + letter.len_utf8();
@@ -152,11 +148,7 @@ fn cluster(argument: &str, rules: &Arguments) -> Step {
             return Step::ProgramText;
         }
         if listed(rules.module, letter) {
-            return if last {
-                Step::ModuleNext
-            } else {
-                Step::Module(after)
-            };
+            return if last { Step::ModuleNext } else { Step::Module(after) };
         }
         if listed(rules.script, letter) {
             return if last { Step::ScriptNext } else { Step::Skip };
@@ -178,9 +170,7 @@ fn module(text: &str) -> Option<Found<'_>> {
 fn is_dotted_name(text: &str) -> bool {
     let word = |part: &str| {
         part.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == '$')
-            && part
-                .chars()
-                .all(|c| c.is_alphanumeric() || "_$-".contains(c))
+            && part.chars().all(|c| c.is_alphanumeric() || "_$-".contains(c))
     };
     !text.is_empty() && text.split(['.', '/']).all(word)
 }
@@ -239,11 +229,7 @@ mod tests {
     #[test]
     fn command_lines_of_every_interpreter() {
         let table: &[(&str, &[&str], Option<&str>)] = &[
-            (
-                "python3.11",
-                &["python3", "app.py", "--token", "s3cret"],
-                Some("app"),
-            ),
+            ("python3.11", &["python3", "app.py", "--token", "s3cret"], Some("app")),
             (
                 "python3.11",
                 &["python3", "-u", "-X", "dev", "-Wignore", "/srv/shop/app.py"],
@@ -254,17 +240,9 @@ mod tests {
                 &["python3", "-m", "http.server", "8000"],
                 Some("http.server"),
             ),
-            (
-                "python3.11",
-                &["python3", "-um", "flask", "run"],
-                Some("flask"),
-            ),
+            ("python3.11", &["python3", "-um", "flask", "run"], Some("flask")),
             ("python3.11", &["python3", "-mflask", "run"], Some("flask")),
-            (
-                "python3.11",
-                &["python3", "-c", "import os # s3cret.py"],
-                None,
-            ),
+            ("python3.11", &["python3", "-c", "import os # s3cret.py"], None),
             ("python3.11", &["python3", "-uc", "import os", "x.py"], None),
             ("python3.11", &["python3", "-", "x.py"], None),
             ("python3.11", &["python3"], None),
@@ -275,11 +253,7 @@ mod tests {
                 Some("run"),
             ),
             ("python3.11", &["gunicorn: worker [shop]"], Some("gunicorn")),
-            (
-                "python3.11",
-                &["[celeryd: w1@host:MainProcess]"],
-                Some("celeryd"),
-            ),
+            ("python3.11", &["[celeryd: w1@host:MainProcess]"], Some("celeryd")),
             ("node", &["node", "server.js"], Some("server")),
             (
                 "node",
@@ -295,11 +269,7 @@ mod tests {
             ("node", &["node", "-e", "serve('s3cret')", "x.js"], None),
             ("node", &["node", "--eval=1", "x.js"], None),
             ("node", &["npm start"], Some("npm")),
-            (
-                "ruby3.1",
-                &["ruby", "-rwebrick", "-I", "lib", "web.rb"],
-                Some("web"),
-            ),
+            ("ruby3.1", &["ruby", "-rwebrick", "-I", "lib", "web.rb"], Some("web")),
             (
                 "ruby3.1",
                 &["ruby", "-W:no-deprecated", "-W", "web.rb", "x.rb"],
@@ -307,27 +277,12 @@ mod tests {
             ),
             (
                 "dotnet",
-                &[
-                    "dotnet",
-                    "exec",
-                    "--depsfile",
-                    "a.json",
-                    "/app/Shop.dll",
-                    "s3cret",
-                ],
+                &["dotnet", "exec", "--depsfile", "a.json", "/app/Shop.dll", "s3cret"],
                 Some("Shop"),
             ),
             ("ruby3.1", &["ruby", "-run", "-e", "httpd"], None),
-            (
-                "ruby3.1",
-                &["puma 5.6.5 (tcp://0.0.0.0:9292) [shop]"],
-                Some("puma"),
-            ),
-            (
-                "php8.2",
-                &["php", "-S", "127.0.0.1:80", "router.php"],
-                Some("router"),
-            ),
+            ("ruby3.1", &["puma 5.6.5 (tcp://0.0.0.0:9292) [shop]"], Some("puma")),
+            ("php8.2", &["php", "-S", "127.0.0.1:80", "router.php"], Some("router")),
             ("php8.2", &["php", "-r", "echo 1;"], None),
             ("php8.2", &["php", "-f", "job.php"], Some("job")),
             (
@@ -343,11 +298,7 @@ mod tests {
                 ],
                 Some("com.example.Main"),
             ),
-            (
-                "java",
-                &["java", "-jar", "/opt/shop.jar", "--key=s3cret"],
-                Some("shop"),
-            ),
+            ("java", &["java", "-jar", "/opt/shop.jar", "--key=s3cret"], Some("shop")),
             (
                 "java",
                 &["java", "--module", "shop/com.example.Main"],
@@ -360,11 +311,7 @@ mod tests {
             ("perl", &["perl", "-w", "-Ilib", "cgi.pl"], Some("cgi")),
         ];
         for (exe, arguments, expected) in table {
-            assert_eq!(
-                kept(exe, arguments, &[]).as_deref(),
-                *expected,
-                "{exe} {arguments:?}"
-            );
+            assert_eq!(kept(exe, arguments, &[]).as_deref(), *expected, "{exe} {arguments:?}");
         }
     }
 
@@ -393,10 +340,7 @@ mod tests {
             Some("my_app__2J")
         );
         let long = format!("{}.py", "x".repeat(200));
-        assert_eq!(
-            kept("python3", &["python3", &long], &[]).unwrap().len(),
-            NAME_BYTES
-        );
+        assert_eq!(kept("python3", &["python3", &long], &[]).unwrap().len(), NAME_BYTES);
     }
 
     #[test]

@@ -34,11 +34,9 @@ impl Tree {
     }
 
     fn maps(&self, pid: u32, exe: &str, mapped: &[&str]) {
-        let lines: String = std::iter::once(&exe)
-            .chain(mapped)
-            .map(|path| format!("1-2 r-xp 0 0:0 1 {path}\n"))
-            .collect();
-        self.write(pid, "maps", &lines);
+        let line = |path: &&str| format!("1-2 r-xp 0 0:0 1 {path}\n");
+        let lines: Vec<String> = std::iter::once(&exe).chain(mapped).map(line).collect();
+        self.write(pid, "maps", &lines.concat());
     }
 
     fn remove(&self, pid: u32) {
@@ -110,10 +108,7 @@ fn a_lost_exit_is_noticed_by_the_start_time_and_a_lost_exec_by_the_executable() 
         "before 3 s it was the first"
     );
     tree.process(5, 300, "/usr/sbin/nginx", &[]);
-    assert_eq!(
-        discoverer.lookup(5, 13 * S, 13 * S).class(),
-        ProcessClass::Nginx
-    );
+    assert_eq!(discoverer.lookup(5, 13 * S, 13 * S).class(), ProcessClass::Nginx);
 }
 
 #[test]
@@ -130,26 +125,14 @@ fn exec_changes_the_program_from_then_on() {
         discoverer.on_exec(&Hint::pid(5), S, S).is_none(),
         "nobody asked for it yet"
     );
-    assert_eq!(
-        discoverer.lookup(5, S, S).class(),
-        ProcessClass::ProcessPerRequest
-    );
+    assert_eq!(discoverer.lookup(5, S, S).class(), ProcessClass::ProcessPerRequest);
     tree.process(5, 100, "/usr/bin/curl", &[]);
     assert_eq!(
-        discoverer
-            .on_exec(&Hint::pid(5), 2 * S, 2 * S)
-            .unwrap()
-            .class(),
+        discoverer.on_exec(&Hint::pid(5), 2 * S, 2 * S).unwrap().class(),
         ProcessClass::Other
     );
-    assert_eq!(
-        discoverer.lookup(5, S, 3 * S).class(),
-        ProcessClass::ProcessPerRequest
-    );
-    assert_eq!(
-        discoverer.lookup(5, 3 * S, 3 * S).class(),
-        ProcessClass::Other
-    );
+    assert_eq!(discoverer.lookup(5, S, 3 * S).class(), ProcessClass::ProcessPerRequest);
+    assert_eq!(discoverer.lookup(5, 3 * S, 3 * S).class(), ProcessClass::Other);
 }
 
 #[test]
@@ -178,10 +161,7 @@ fn checks_follow_traffic_and_their_steps() {
     let process = discoverer.lookup(5, S, S);
     assert!(discoverer.recheck(2 * S).is_empty());
     tree.maps(5, PYTHON, &[GEVENT]);
-    assert!(
-        discoverer.recheck(100 * S).is_empty(),
-        "due, but no traffic since"
-    );
+    assert!(discoverer.recheck(100 * S).is_empty(), "due, but no traffic since");
     discoverer.lookup(5, 100 * S, 100 * S);
     assert_eq!(discoverer.recheck(101 * S).len(), 1);
     assert_eq!(process.class(), ProcessClass::EventLoop);
@@ -204,11 +184,7 @@ fn a_process_gone_before_it_was_read_is_told_from_the_hint() {
     };
     let process = discoverer.lookup_with(&hint, S, S);
     assert_eq!(
-        (
-            process.info.exe_name(),
-            &*process.info.comm,
-            process.info.place.id
-        ),
+        (process.info.exe_name(), &*process.info.comm, process.info.place.id),
         ("curl", "curl", Some(9))
     );
     assert_eq!(process.info.ancestors, [3]);
@@ -236,10 +212,7 @@ fn records_of_the_kernel_side_become_hints() {
         (hint.comm.as_deref(), hint.filename.as_deref()),
         (Some("curl"), Some("/bin/cur"))
     );
-    assert_eq!(
-        (hint.parent_pid, hint.uid, hint.cgroup_id),
-        (None, Some(0), None)
-    );
+    assert_eq!((hint.parent_pid, hint.uid, hint.cgroup_id), (None, Some(0), None));
 }
 
 #[test]

@@ -31,18 +31,10 @@ impl Runtime for Apache {
             return None;
         }
         Some(if !process.mapped.has("mpm_prefork") {
-            Verdict::settled(
-                ProcessClass::Proxy,
-                None,
-                "Apache without the prefork module",
-            )
+            Verdict::settled(ProcessClass::Proxy, None, "Apache without the prefork module")
         } else if process.mapped.has("mod_http2") {
             // Its worker threads serve streams of one connection side by side.
-            Verdict::settled(
-                ProcessClass::Proxy,
-                None,
-                "Apache prefork with mod_http2's threads",
-            )
+            Verdict::settled(ProcessClass::Proxy, None, "Apache prefork with mod_http2's threads")
         } else {
             Verdict::settled(
                 ProcessClass::ProcessPerRequest,

@@ -39,12 +39,10 @@ impl Runtime for Dotnet {
     }
 
     fn detect(&self, process: &ProcessInfo) -> Option<Verdict> {
-        (process.exe_name() == "dotnet" || process.mapped.has("libcoreclr")).then_some(
-            Verdict::settled(
-                ProcessClass::EventLoop,
-                Some(".NET"),
-                "the .NET runtime by name or library",
-            ),
-        )
+        (process.exe_name() == "dotnet" || process.mapped.has("libcoreclr")).then_some(Verdict::settled(
+            ProcessClass::EventLoop,
+            Some(".NET"),
+            "the .NET runtime by name or library",
+        ))
     }
 }

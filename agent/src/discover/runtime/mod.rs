@@ -56,11 +56,7 @@ pub struct Verdict {
 
 impl Verdict {
     /// A verdict that later mappings do not change.
-    pub const fn settled(
-        class: ProcessClass,
-        runtime_name: Option<&'static str>,
-        why: &'static str,
-    ) -> Self {
+    pub const fn settled(class: ProcessClass, runtime_name: Option<&'static str>, why: &'static str) -> Self {
         Self {
             class,
             runtime_name,
@@ -70,11 +66,7 @@ impl Verdict {
     }
 
     /// A verdict that holds as long as no contrary library is mapped.
-    pub const fn provisional(
-        class: ProcessClass,
-        runtime_name: Option<&'static str>,
-        why: &'static str,
-    ) -> Self {
+    pub const fn provisional(class: ProcessClass, runtime_name: Option<&'static str>, why: &'static str) -> Self {
         Self {
             class,
             runtime_name,
@@ -114,27 +106,18 @@ pub fn classify(process: &ProcessInfo) -> Verdict {
     RUNTIMES
         .iter()
         .find_map(|runtime| runtime.detect(process))
-        .unwrap_or(Verdict::settled(
-            ProcessClass::Other,
-            None,
-            "no rule for this program",
-        ))
+        .unwrap_or(Verdict::settled(ProcessClass::Other, None, "no rule for this program"))
 }
 
 /// How the program of that name reads its arguments, if it is an interpreter.
 pub(super) fn arguments_of(exe_name: &str) -> Option<Arguments> {
-    RUNTIMES
-        .iter()
-        .find_map(|runtime| runtime.arguments(exe_name))
+    RUNTIMES.iter().find_map(|runtime| runtime.arguments(exe_name))
 }
 
 /// `python3.11` is `python` with a version; `pythonista` is not.
 fn is_versioned(name: &str, base: &str) -> bool {
-    name.strip_prefix(base).is_some_and(|version| {
-        version
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'.')
-    })
+    name.strip_prefix(base)
+        .is_some_and(|version| version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
 #[cfg(test)]

@@ -38,20 +38,13 @@ impl Runtime for Nginx {
     fn detect(&self, process: &ProcessInfo) -> Option<Verdict> {
         let unproven = |why| Some(Verdict::settled(ProcessClass::Proxy, None, why));
         match process.exe_name() {
-            "nginx"
-                if process
-                    .exe
-                    .as_deref()
-                    .is_some_and(|path| path.contains("openresty")) =>
-            {
+            "nginx" if process.exe.as_deref().is_some_and(|path| path.contains("openresty")) => {
                 unproven("OpenResty: its coroutines send outside the receive rule")
             }
             "nginx" if process.mapped.first_of(SCRIPTED).is_some() => {
                 unproven("nginx with a scripting module: it sends outside the receive rule")
             }
-            "nginx" if !process.mapped.complete => {
-                unproven("nginx whose mappings could not be read")
-            }
+            "nginx" if !process.mapped.complete => unproven("nginx whose mappings could not be read"),
             // Modules are loaded before the workers are forked, so that this is settled with the first request.
             "nginx" => Some(Verdict::settled(
                 ProcessClass::Nginx,

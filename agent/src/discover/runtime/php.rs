@@ -79,11 +79,7 @@ impl Runtime for Php {
             return None;
         }
         Some(if process.mapped.first_of(LOOPS).is_some() {
-            Verdict::settled(
-                ProcessClass::EventLoop,
-                NAME,
-                "PHP with an event loop extension",
-            )
+            Verdict::settled(ProcessClass::EventLoop, NAME, "PHP with an event loop extension")
         } else if per_request {
             Verdict::settled(
                 ProcessClass::ProcessPerRequest,

@@ -125,11 +125,7 @@ impl Runtime for Python {
                 "Python without gevent, greenlet or uvloop mapped",
             )
         } else {
-            Verdict::settled(
-                ProcessClass::Other,
-                NAME,
-                "Python whose mappings could not be read",
-            )
+            Verdict::settled(ProcessClass::Other, NAME, "Python whose mappings could not be read")
         })
     }
 }

@@ -12,14 +12,7 @@ pub(super) struct Ruby;
 
 const NAME: Option<&str> = Some("ruby");
 /// Switch between requests on one thread: falcon (io-event), thin (eventmachine), iodine, polyphony, cool.io, agoo.
-const MULTIPLEXERS: &[&str] = &[
-    "io-event",
-    "eventmachine",
-    "iodine",
-    "polyphony",
-    "cool.io",
-    "agoo",
-];
+const MULTIPLEXERS: &[&str] = &["io-event", "eventmachine", "iodine", "polyphony", "cool.io", "agoo"];
 
 impl Runtime for Ruby {
     fn libraries(&self) -> &'static [Library] {
@@ -101,11 +94,7 @@ impl Runtime for Ruby {
                 "Ruby without an event loop mapped",
             )
         } else {
-            Verdict::settled(
-                ProcessClass::Other,
-                NAME,
-                "Ruby whose mappings could not be read",
-            )
+            Verdict::settled(ProcessClass::Other, NAME, "Ruby whose mappings could not be read")
         })
     }
 }

@@ -16,24 +16,16 @@ fn judged(exe: &str, mapped: Option<&[&str]>) -> Verdict {
     .unwrap();
     std::os::unix::fs::symlink(exe, process.join("exe")).unwrap();
     if let Some(mapped) = mapped {
-        let lines: String = std::iter::once(&exe)
-            .chain(mapped)
-            .map(|path| format!("1-2 r-xp 0 0:0 1 {path}\n"))
-            .collect();
-        std::fs::write(process.join("maps"), lines).unwrap();
+        let line = |path: &&str| format!("1-2 r-xp 0 0:0 1 {path}\n");
+        let lines: Vec<String> = std::iter::once(&exe).chain(mapped).map(line).collect();
+        std::fs::write(process.join("maps"), lines.concat()).unwrap();
     }
-    classify(&ProcessInfo::read(
-        &ProcRoot::at(folder.path()),
-        None,
-        &Hint::pid(5),
-    ))
+    classify(&ProcessInfo::read(&ProcRoot::at(folder.path()), None, &Hint::pid(5)))
 }
 
 #[test]
 fn classes_by_executable_and_libraries() {
-    use ProcessClass::{
-        EventLoop, Jvm, Nginx, Other, ProcessPerRequest, Proxy, ThreadPerRequest, ThreadReadsWhole,
-    };
+    use ProcessClass::{EventLoop, Jvm, Nginx, Other, ProcessPerRequest, Proxy, ThreadPerRequest, ThreadReadsWhole};
     const MPM: &str = "/usr/lib/apache2/modules/mod_mpm_";
     let table: &[(&str, &[&str], ProcessClass, Option<&str>)] = &[
         ("/usr/sbin/nginx", &[], Nginx, None),
@@ -43,12 +35,7 @@ fn classes_by_executable_and_libraries() {
             Proxy,
             None,
         ),
-        (
-            "/usr/sbin/nginx",
-            &["/usr/lib/libluajit-5.1.so.2"],
-            Proxy,
-            None,
-        ),
+        ("/usr/sbin/nginx", &["/usr/lib/libluajit-5.1.so.2"], Proxy, None),
         ("/usr/local/openresty/nginx/sbin/nginx", &[], Proxy, None),
         ("/usr/sbin/nginx-ingress", &[], Other, None),
         (
@@ -59,25 +46,12 @@ fn classes_by_executable_and_libraries() {
         ),
         (
             "/usr/sbin/httpd",
-            &[
-                &format!("{MPM}prefork.so"),
-                "/usr/lib/apache2/modules/libphp8.2.so",
-            ],
+            &[&format!("{MPM}prefork.so"), "/usr/lib/apache2/modules/libphp8.2.so"],
             ProcessPerRequest,
             None,
         ),
-        (
-            "/usr/sbin/apache2",
-            &[&format!("{MPM}event.so")],
-            Proxy,
-            None,
-        ),
-        (
-            "/usr/sbin/apache2",
-            &[&format!("{MPM}worker.so")],
-            Proxy,
-            None,
-        ),
+        ("/usr/sbin/apache2", &[&format!("{MPM}event.so")], Proxy, None),
+        ("/usr/sbin/apache2", &[&format!("{MPM}worker.so")], Proxy, None),
         ("/usr/sbin/apache2", &[], Proxy, None),
         (
             "/usr/sbin/apache2",
@@ -115,10 +89,7 @@ fn classes_by_executable_and_libraries() {
         ),
         (
             "/usr/bin/python2.7",
-            &[
-                "/usr/lib/python2.7/dist-packages/greenlet.so",
-                "/x/_greenlet.so",
-            ],
+            &["/usr/lib/python2.7/dist-packages/greenlet.so", "/x/_greenlet.so"],
             EventLoop,
             Some("cpython"),
         ),
@@ -148,12 +119,7 @@ fn classes_by_executable_and_libraries() {
             EventLoop,
             Some("ruby"),
         ),
-        (
-            "/usr/bin/vim",
-            &["/usr/lib/libruby-3.1.so.3.1"],
-            Other,
-            Some("ruby"),
-        ),
+        ("/usr/bin/vim", &["/usr/lib/libruby-3.1.so.3.1"], Other, Some("ruby")),
         ("/usr/bin/node", &[], EventLoop, Some("nodejs")),
         (
             "/opt/app/server",
@@ -163,12 +129,7 @@ fn classes_by_executable_and_libraries() {
         ),
         ("/usr/bin/bun", &[], EventLoop, Some("bun")),
         ("/usr/sbin/php-fpm8.2", &[], ProcessPerRequest, Some("php")),
-        (
-            "/usr/lib/cgi-bin/php-cgi8.2",
-            &[],
-            ProcessPerRequest,
-            Some("php"),
-        ),
+        ("/usr/lib/cgi-bin/php-cgi8.2", &[], ProcessPerRequest, Some("php")),
         ("/usr/bin/php8.2", &[], Other, Some("php")),
         (
             "/usr/bin/php8.2",
@@ -195,18 +156,8 @@ fn classes_by_executable_and_libraries() {
             Some("OpenJDK Runtime Environment"),
         ),
         ("/usr/bin/dotnet", &[], EventLoop, Some(".NET")),
-        (
-            "/app/shop",
-            &["/app/libcoreclr.so"],
-            EventLoop,
-            Some(".NET"),
-        ),
-        (
-            "/usr/lib/erlang/erts-13/bin/beam.smp",
-            &[],
-            EventLoop,
-            Some("BEAM"),
-        ),
+        ("/app/shop", &["/app/libcoreclr.so"], EventLoop, Some(".NET")),
+        ("/usr/lib/erlang/erts-13/bin/beam.smp", &[], EventLoop, Some("BEAM")),
         ("/usr/bin/curl", &["/usr/lib/libcurl.so.4"], Other, None),
         ("/usr/bin/dash", &[], Other, None),
         ("/usr/bin/perl", &[], Other, Some("perl")),
@@ -221,10 +172,7 @@ fn classes_by_executable_and_libraries() {
             verdict.why
         );
         let absence = matches!(class, ThreadPerRequest | ThreadReadsWhole);
-        assert_eq!(
-            verdict.provisional, absence,
-            "{exe}: rests on absence, or not"
-        );
+        assert_eq!(verdict.provisional, absence, "{exe}: rests on absence, or not");
     }
 }
 
@@ -265,12 +213,7 @@ impl Child {
     fn read(&mut self) -> ProcessInfo {
         use std::io::Read;
         let mut ready = [0u8; 1];
-        self.0
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut ready)
-            .unwrap();
+        self.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
         let root = ProcRoot::default();
         let mount = crate::discover::CgroupMount::find(&root);
         ProcessInfo::read(&root, mount.as_ref(), &Hint::pid(self.0.id()))
@@ -315,9 +258,7 @@ fn real_processes() {
     for (program, file, text, class) in scripts {
         let path = folder.path().join(file);
         std::fs::write(&path, text).unwrap();
-        let Some(mut child) =
-            Child::start(program, &[path.to_str().unwrap(), "--password=tr0ub4dor"])
-        else {
+        let Some(mut child) = Child::start(program, &[path.to_str().unwrap(), "--password=tr0ub4dor"]) else {
             continue;
         };
         let info = child.read();
@@ -330,9 +271,7 @@ fn real_processes() {
             Some("from-environment"),
             "{program}"
         );
-        assert!(
-            info.mapped.complete && info.start_ticks > 0 && info.threads > 0 && info.uid.is_some()
-        );
+        assert!(info.mapped.complete && info.start_ticks > 0 && info.threads > 0 && info.uid.is_some());
         assert_eq!(info.ancestors.first(), Some(&std::process::id()));
         assert!(
             !format!("{info:?}").contains("tr0ub4dor"),
