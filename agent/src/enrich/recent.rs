@@ -3,19 +3,21 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use foldhash::fast::RandomState;
+
 /// Two generations: what is used moves to the young one; when that is full, the old one is dropped whole and the
 /// young one becomes it. At most `capacity` values, no list to maintain on a hit.
 pub(super) struct Recent<K, V> {
-    young: HashMap<K, V>,
-    old: HashMap<K, V>,
+    young: HashMap<K, V, RandomState>,
+    old: HashMap<K, V, RandomState>,
     half: usize,
 }
 
 impl<K: Hash + Eq + Copy, V> Recent<K, V> {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
-            young: HashMap::new(),
-            old: HashMap::new(),
+            young: HashMap::default(),
+            old: HashMap::default(),
             half: (capacity / 2).max(1),
         }
     }
@@ -30,7 +32,9 @@ impl<K: Hash + Eq + Copy, V> Recent<K, V> {
 
     pub(super) fn insert(&mut self, key: K, value: V) -> &mut V {
         if self.young.len() >= self.half {
-            self.old = std::mem::replace(&mut self.young, HashMap::with_capacity(self.half));
+            // The dropped generation's room is used again.
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
         }
         self.young.entry(key).insert_entry(value).into_mut()
     }

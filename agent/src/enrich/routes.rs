@@ -4,8 +4,10 @@
 //! agent's memory (docs/templating.md).
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, OnceLock};
+
+use foldhash::fast::RandomState;
 
 use super::method::{span_method, METHODS};
 use super::recent::Recent;
@@ -75,7 +77,7 @@ pub(super) struct Routes {
     hasher: RandomState,
     paths: Recent<u64, Cached>,
     shared: Recent<u64, Arc<Route>>,
-    services: HashMap<u64, Guard>,
+    services: HashMap<u64, Guard, RandomState>,
     splitter: Splitter,
     text: String,
 }
@@ -84,10 +86,10 @@ impl Routes {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             paths: Recent::new(bounds.cached),
             shared: Recent::new(bounds.cached),
-            services: HashMap::new(),
+            services: HashMap::default(),
             splitter: Splitter::default(),
             text: String::new(),
         }
@@ -160,7 +162,7 @@ struct Guard {
 
 #[derive(Default)]
 struct Position {
-    names: HashMap<Box<str>, Position>,
+    names: HashMap<Box<str>, Position, RandomState>,
     /// Behind a placeholder of any kind: one position for all of them.
     placeholder: Option<Box<Position>>,
     seen: u32,
@@ -179,31 +181,44 @@ impl Guard {
         let mut overflow = false;
         let mut position = &mut self.root;
         for segment in segments {
-            let segment = match segment {
-                Segment::Literal(name) => {
-                    overflow |= position.admit(name, bounds, &mut self.positions);
-                    if position.names.contains_key(name) {
-                        segment
-                    } else {
-                        Segment::Placeholder(REST, "")
-                    }
-                }
-                Segment::Placeholder(..) => segment,
-            };
+            let (segment, next, overflowed) = position.step(segment, times, bounds, &mut self.positions);
             segment.write(out);
-            position = position.next(segment, times);
+            overflow |= overflowed;
+            position = next;
         }
         overflow
     }
 }
 
 impl Position {
+    /// One segment on: what it becomes, where it leads, and whether this position overflowed just now.
+    fn step<'a>(
+        &mut self,
+        segment: Segment<'a>,
+        times: u32,
+        bounds: &Bounds,
+        positions: &mut usize,
+    ) -> (Segment<'a>, &mut Self, bool) {
+        let mut overflowed = false;
+        if let Segment::Literal(name) = segment {
+            if !self.names.contains_key(name) {
+                overflowed = self.admit(name, bounds, positions);
+            }
+            if let Some(child) = self.names.get_mut(name) {
+                child.seen = child.seen.saturating_add(times);
+                return (segment, child, overflowed);
+            }
+        }
+        let segment = match segment {
+            Segment::Literal(_) => Segment::Placeholder(REST, ""),
+            Segment::Placeholder(..) => segment,
+        };
+        (segment, self.placeholder.get_or_insert_with(Box::default), overflowed)
+    }
+
     /// Makes room for a new name, if there is; true if that made the position overflow.
     fn admit(&mut self, name: &str, bounds: &Bounds, positions: &mut usize) -> bool {
-        if self.overflowed || self.names.contains_key(name) {
-            return false;
-        }
-        if self.names.len() >= bounds.names {
+        if !self.overflowed && self.names.len() >= bounds.names {
             self.overflowed = true;
             self.names.retain(|_, child| {
                 let stays = child.seen >= bounds.established;
@@ -214,22 +229,11 @@ impl Position {
             });
             return true;
         }
-        if *positions < bounds.positions {
+        if !self.overflowed && *positions < bounds.positions {
             *positions += 1;
             self.names.insert(name.into(), Self::default());
         }
         false
-    }
-
-    fn next(&mut self, segment: Segment<'_>, times: u32) -> &mut Self {
-        match segment {
-            Segment::Literal(name) if self.names.contains_key(name) => {
-                let child = self.names.entry(name.into()).or_default();
-                child.seen = child.seen.saturating_add(times);
-                child
-            }
-            _ => self.placeholder.get_or_insert_with(Box::default),
-        }
     }
 
     /// Names at and below this one.

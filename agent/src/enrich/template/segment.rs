@@ -152,8 +152,14 @@ pub(in crate::enrich) fn classify(segment: &[u8]) -> Segment<'_> {
     // Path parameters (`;jsessionid=..`) never stay.
     let end = segment.iter().position(|byte| *byte == b';').unwrap_or(segment.len());
     let segment = segment.get(..end).unwrap_or_default();
-    if is_plain_word(segment) {
+    if is_plain_word(segment) || matches!(segment, [b'v', b'0'..=b'9']) {
         return literal(segment);
+    }
+    if !segment.is_empty() && segment.iter().all(u8::is_ascii_digit) {
+        return Segment::Placeholder("{id}", "");
+    }
+    if is_uuid(segment) {
+        return Segment::Placeholder("{uuid}", "");
     }
     if segment.is_empty() || segment == b"." || segment == b".." {
         return literal(segment);
@@ -267,7 +273,13 @@ fn identifier(text: &str, shape: Shape) -> Option<&'static str> {
     if text.starts_with('~') && len > 1 {
         return Some("{handle}");
     }
-    if is_uuid(text) {
+    let bare = text.strip_prefix("urn:uuid:").unwrap_or(text);
+    if is_uuid(
+        bare.strip_prefix('{')
+            .and_then(|bare| bare.strip_suffix('}'))
+            .unwrap_or(bare)
+            .as_bytes(),
+    ) {
         return Some("{uuid}");
     }
     let bare = text
@@ -300,13 +312,7 @@ fn at_sign(text: &str) -> Option<&'static str> {
     })
 }
 
-fn is_uuid(text: &str) -> bool {
-    let text = text.strip_prefix("urn:uuid:").unwrap_or(text);
-    let text = text
-        .strip_prefix('{')
-        .and_then(|text| text.strip_suffix('}'))
-        .unwrap_or(text)
-        .as_bytes();
+fn is_uuid(text: &[u8]) -> bool {
     text.len() == 36
         && text.iter().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => *byte == b'-',
@@ -419,7 +425,7 @@ fn word_is_not_a_name(word: &str) -> Option<&'static str> {
     })
 }
 
-/// `v1`, `v1beta2`, `V20`, `rc1`, `es2015`.
+/// `v1`, `v1beta2`, `V20`.
 fn is_version(word: &str) -> bool {
     let Some(rest) = word.strip_prefix(['v', 'V']) else {
         return false;
