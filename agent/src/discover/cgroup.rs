@@ -52,7 +52,7 @@ impl CgroupMount {
     }
 }
 
-/// `36 35 98:0 /root /point options fields - cgroup2 source superoptions` (proc(5)).
+/// `36 35 98:0 /part /point options fields - cgroup2 source superoptions` (proc(5)).
 fn parse_mount(line: &str) -> Option<CgroupMount> {
     let (before, after) = line.split_once(" - ")?;
     if after.split(' ').next() != Some("cgroup2") {

@@ -1,6 +1,6 @@
 //! What a process runs on, and which rule its parents may therefore rest on.
 //!
-//! One file per runtime, each with one [`Runtime`]; a runtime is added by its file and its line in [`RUNTIMES`].
+//! One file per runtime, each with one [`Runtime`]; a runtime is added by its file and its line in `RUNTIMES`.
 //! The first that recognises a process decides, so what is certain (the linker that made the executable) stands
 //! before what is a name.
 

@@ -209,11 +209,14 @@ impl Child {
         Some(Self(child))
     }
 
+    fn wait_for_output(&mut self) {
+        let mut ready = [0u8; 1];
+        std::io::Read::read_exact(self.0.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    }
+
     /// Reads the child once it has said that its program runs.
     fn read(&mut self) -> ProcessInfo {
-        use std::io::Read;
-        let mut ready = [0u8; 1];
-        self.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        self.wait_for_output();
         let root = ProcRoot::default();
         let mount = crate::discover::CgroupMount::find(&root);
         ProcessInfo::read(&root, mount.as_ref(), &Hint::pid(self.0.id()))
@@ -279,4 +282,33 @@ fn real_processes() {
         );
     }
     assert!(seen >= 1, "sh is on every machine");
+}
+
+/// A real interpreter that maps a file in a folder `gevent` after it was judged.
+#[test]
+fn a_real_process_is_demoted_by_what_it_maps_later() {
+    use crate::discover::{Discoverer, Limits};
+    const SECOND_NS: u64 = 1_000_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("gevent/_hub.so");
+    std::fs::create_dir(folder.path().join("gevent")).unwrap();
+    std::fs::write(&library, [0u8; 4096]).unwrap();
+    let script = folder.path().join("late.py");
+    let text = "import mmap, sys\nprint('r', end='', flush=True)\nsys.stdin.readline()\n\
+                file = open(sys.argv[1])\nkept = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n\
+                print('r', end='', flush=True)\nsys.stdin.read()\n";
+    std::fs::write(&script, text).unwrap();
+    let Some(mut child) = Child::start("python3", &[script.to_str().unwrap(), library.to_str().unwrap()]) else {
+        return;
+    };
+    child.wait_for_output();
+    let mut discoverer = Discoverer::new(ProcRoot::default(), Limits::default());
+    let process = discoverer.lookup(child.0.id(), 0, SECOND_NS);
+    assert_eq!(process.class(), ProcessClass::ThreadPerRequest);
+    assert!(discoverer.recheck(2 * SECOND_NS).is_empty());
+    std::io::Write::write_all(child.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
+    child.wait_for_output();
+    discoverer.lookup(child.0.id(), 0, 3 * SECOND_NS);
+    assert_eq!(discoverer.recheck(20 * SECOND_NS).len(), 1);
+    assert_eq!(process.class(), ProcessClass::EventLoop);
 }

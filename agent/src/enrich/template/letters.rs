@@ -1,34 +1,34 @@
 //! Does a run of letters read like a word? Random letters are keys, tokens or names; they do not leave.
 
-/// How unlikely the second letter is after the first, in bits (0 to 9), over identifiers and prose of software
-/// documentation (37,811 words). Row: first letter; column: second, `a` to `z`.
+/// How unlikely the second letter is after the first, in bits (0 to 9), over 34,030 words of software's documentation
+/// and sources. Row: first letter; column: second, `a` to `z`.
 const BITS: [[u8; 26]; 26] = [
-    *b"85448758596343859343567768", // a
-    *b"36563667368366359446488768", // b
-    *b"38573783594467269453589879", // c
-    *b"45652667377566469446577969", // d
-    *b"57435568698453757234766569", // e
-    *b"48663488299466379445498969", // f
-    *b"47662754399464469345478977", // g
-    *b"27762898397666379464587969", // h
-    *b"55455559897452459544859796", // i
-    *b"27663778477666358746486989", // j
-    *b"37662666397566469636586968", // k
+    *b"85448758596343959343567768", // a
+    *b"36563767368366359446488768", // b
+    *b"38573783594467269453589979", // c
+    *b"45652667387566469446577979", // d
+    *b"57435568698453757234767569", // e
+    *b"48663478299466379445498969", // f
+    *b"47662754399464469346478977", // g
+    *b"27772899397566379464586969", // h
+    *b"55455559897452459544859795", // i
+    *b"27663778476676358746386989", // j
+    *b"36662666387566469536586968", // k
     *b"37752789297377379855579948", // l
     *b"25662789398658339756589979", // m
-    *b"47443537486775479733668978", // n
+    *b"47433537486775479733668978", // n
     *b"66457658686442549344455788", // o
-    *b"38663775496477349354588969", // p
-    *b"76666788599475767556178999", // q
-    *b"37552758396655369544568959", // r
-    *b"47473774396567448742477959", // s
-    *b"38672784298567469345587858", // t
-    *b"54554659597443749333989797", // u
-    *b"27571778399757469656889889", // v
-    *b"26663674397564379447797999", // w
+    *b"38663775496477349354587969", // p
+    *b"77667789599476768546178899", // q
+    *b"37552768396655369544568959", // r
+    *b"47473774396567447742477959", // s
+    *b"38672784298567469345597858", // t
+    *b"54554658597443749333989798", // u
+    *b"37571778299757469656889889", // v
+    *b"26653674397564379447797999", // w
     *b"46453576397557639643678568", // x
-    *b"45564667497444529534576976", // y
-    *b"36761765387565479868688965", // z
+    *b"46564667497444529534576876", // y
+    *b"36761765387565479767688965", // z
 ];
 
 /// Shorter runs say too little.
@@ -36,8 +36,8 @@ const SHORTEST: usize = 8;
 /// A longer run without a capital or a separator is no single word.
 pub(super) const LONGEST: usize = 20;
 
-/// True if the letters follow each other as they do in words. On held-out words of 8 and 9 letters about 1 of 150 is
-/// refused (surnames mostly), of longer ones 1 of 300; of random letters 5 of 6 are refused at 8, 19 of 20 at 15.
+/// True if the letters follow each other as they do in words. Of 1,500 words held back from the table, 6 of 842 with 8
+/// or 9 letters are refused and none of the longer ones; of random letters 82 % at 8, 89 % at 10, 95 % at 15.
 pub(super) fn read_like_a_word(letters: &[u8]) -> bool {
     if letters.len() < SHORTEST {
         return true;

@@ -2,7 +2,20 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The table of docs/templating.md, and more.
+#[test]
+fn the_documented_examples_hold() {
+    let page = include_str!("../../../../docs/templating.md");
+    let examples: Vec<(&str, &str)> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `/")?.strip_suffix("` |")?.split_once("` | `"))
+        .collect();
+    assert!(examples.len() >= 20, "the table was found");
+    for (path, expected) in examples {
+        assert_eq!(template(&format!("/{path}")), expected, "{path}");
+    }
+}
+
+/// Every rule, and where they end.
 #[test]
 fn paths_and_their_templates() {
     let table: &[(&str, &str)] = &[
