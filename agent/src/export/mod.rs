@@ -1,1 +1,4 @@
 //! Stage: export.
+
+pub mod otlp;
+pub mod wire;
