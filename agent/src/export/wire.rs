@@ -153,6 +153,14 @@ fn encode_status(code: i32, out: &mut Vec<u8>) {
 /// A `KeyValue` as field `number`: its key, then its `AnyValue`.
 #[inline]
 fn encode_attribute(number: u32, key: &str, value: &Value, out: &mut Vec<u8>) {
+    let short = match value {
+        Value::Str(text) => encode_short_text(number, key, text, out),
+        Value::Static(text) => encode_short_text(number, key, text, out),
+        Value::Int(_) | Value::Bool(_) | Value::StrArray(_) => false,
+    };
+    if short {
+        return;
+    }
     let value_length = value_len(value);
     // An empty key is prost's default and not written.
     let key_length = if key.is_empty() {
@@ -164,6 +172,37 @@ fn encode_attribute(number: u32, key: &str, value: &Value, out: &mut Vec<u8>) {
     put_text(tag::KEY_VALUE_KEY, key, out);
     put_key_and_length(tag::KEY_VALUE_VALUE, value_length, out);
     encode_value(value, out);
+}
+
+/// The usual attribute, a text with every length below 128: four appends instead of six. False where it is not that.
+#[inline]
+fn encode_short_text(number: u32, key: &str, text: &str, out: &mut Vec<u8>) -> bool {
+    let length = key.len() + text.len() + 6;
+    if key.is_empty() || length >= 0x80 {
+        return false;
+    }
+    let head = [
+        short_key(number),
+        length as u8,
+        short_key(tag::KEY_VALUE_KEY),
+        key.len() as u8,
+    ];
+    let middle = [
+        short_key(tag::KEY_VALUE_VALUE),
+        text.len() as u8 + 2,
+        short_key(tag::ANY_STRING),
+        text.len() as u8,
+    ];
+    out.extend_from_slice(&head);
+    out.extend_from_slice(key.as_bytes());
+    out.extend_from_slice(&middle);
+    out.extend_from_slice(text.as_bytes());
+    true
+}
+
+/// The key of a length-delimited field with a number up to 15.
+const fn short_key(number: u32) -> u8 {
+    (number << 3) as u8 | WireType::LengthDelimited as u8
 }
 
 /// Bytes of the `AnyValue` message. Its one field is written even where it is zero or empty: it says which type it is.
@@ -210,10 +249,7 @@ fn field_len(length: usize) -> usize {
 fn put_key_and_length(number: u32, length: usize, out: &mut Vec<u8>) {
     if number < 16 && length < 0x80 {
         // Nearly every field of a span: one append instead of two.
-        out.extend_from_slice(&[
-            (number << 3) as u8 | WireType::LengthDelimited as u8,
-            length as u8,
-        ]);
+        out.extend_from_slice(&[short_key(number), length as u8]);
     } else {
         encode_key(number, WireType::LengthDelimited, out);
         encode_varint(length as u64, out);
@@ -236,8 +272,13 @@ fn put_text(number: u32, text: &str, out: &mut Vec<u8>) {
 
 #[inline]
 fn put_varint(number: u32, value: u64, out: &mut Vec<u8>) {
-    encode_key(number, WireType::Varint, out);
-    encode_varint(value, out);
+    // At most ten bytes of value after the key, collected here: appending byte by byte costs a check each.
+    let mut field = [0u8; 11];
+    field[0] = (number << 3) as u8 | WireType::Varint as u8;
+    let mut rest = &mut field[KEY_BYTES..];
+    encode_varint(value, &mut rest);
+    let unused = rest.len();
+    out.extend_from_slice(&field[..field.len() - unused]);
 }
 
 /// A proto3 fixed64: not written when zero.
