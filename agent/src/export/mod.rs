@@ -1,4 +1,5 @@
 //! Stage: export.
 
 pub mod otlp;
+pub mod queue;
 pub mod wire;
