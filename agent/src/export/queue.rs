@@ -87,6 +87,11 @@ impl Taken {
         self.amount.spans
     }
 
+    /// Lets the spans go, once they are encoded. They still count.
+    pub fn release_spans(&mut self) {
+        self.parts = Vec::new();
+    }
+
     /// Never true for what a queue hands out.
     pub fn is_empty(&self) -> bool {
         self.amount.spans == 0

@@ -9,7 +9,7 @@ use tonic_types::StatusExt;
 
 /// What an attempt to deliver came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The backend took the spans, except for `rejected` of them.
     Accepted { rejected: u64, message: String },
     /// Trying again may help; the backend may have said when.
