@@ -91,7 +91,7 @@ fn span(number: usize, resource: &Arc<Resource>) -> Span {
         parent_source: ParentSource::Wire,
         trace_flags: 3,
         trace_state: None,
-        kind: if number % 2 == 0 {
+        kind: if number.is_multiple_of(2) {
             SpanKind::Server
         } else {
             SpanKind::Client

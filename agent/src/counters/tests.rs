@@ -135,7 +135,7 @@ fn spans_count_under_their_own_kind_and_source() {
     let counters = Counters::new();
     for (round, kind) in KINDS.iter().enumerate() {
         for (index, source) in ParentSource::ALL.iter().enumerate() {
-            for _ in 0..(round * SOURCES + index + 1) {
+            for _ in 0..=(round * SOURCES + index) {
                 counters.span(*kind, *source);
             }
         }

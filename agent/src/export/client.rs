@@ -77,6 +77,8 @@ where
                 builder
                     .http2_only(true)
                     .http2_max_header_list_size(ANSWER_HEAD_BYTES as u32)
+                    .http2_initial_stream_window_size(ANSWER_BYTES as u32)
+                    .http2_initial_connection_window_size(ANSWER_BYTES as u32)
                     .http2_keep_alive_interval(patience)
                     .http2_keep_alive_timeout(patience);
                 schemes.enable_http2().wrap_connector(tcp)
@@ -120,7 +122,7 @@ fn tcp_connector(timeout: Duration) -> HttpConnector {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timeout));
-    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    tcp.set_keepalive(Some(Duration::from_mins(1)));
     // Bytes that nobody acknowledges for this long end the connection.
     tcp.set_tcp_user_timeout(Some(timeout.max(Duration::from_secs(1))));
     tcp

@@ -194,6 +194,10 @@ impl Queue {
     }
 
     /// The request has ended, one way or the other: its spans no longer count.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "by value, so that it ends once"
+    )]
     pub fn finish(&mut self, taken: Taken) {
         for amount in [&mut self.taken, &mut self.held] {
             amount.spans -= taken.amount.spans;

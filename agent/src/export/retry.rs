@@ -42,8 +42,8 @@ impl Default for RetryPolicy {
             first: Duration::from_secs(5),
             factor: 1.5,
             longest: Duration::from_secs(30),
-            give_up: Duration::from_secs(300),
-            longest_pause: Duration::from_secs(60),
+            give_up: Duration::from_mins(5),
+            longest_pause: Duration::from_mins(1),
         }
     }
 }
@@ -219,10 +219,7 @@ mod tests {
     #[test]
     fn retry_after_in_both_forms() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        assert_eq!(
-            parse_retry_after("120", now),
-            Some(Duration::from_secs(120))
-        );
+        assert_eq!(parse_retry_after("120", now), Some(Duration::from_mins(2)));
         assert_eq!(parse_retry_after(" 0 ", now), Some(Duration::ZERO));
         assert_eq!(
             parse_retry_after("Sun, 06 Nov 1994 08:50:07 GMT", now),
@@ -255,7 +252,7 @@ mod tests {
         assert_eq!(policy.pause(Duration::from_secs(7)), Duration::from_secs(7));
         assert_eq!(
             policy.pause(Duration::from_secs(1_000_000_000)),
-            Duration::from_secs(60)
+            Duration::from_mins(1)
         );
     }
 

@@ -31,7 +31,7 @@ const CLOSING_ATTEMPTS: u32 = 3;
 const CLOSING_WAIT: Duration = Duration::from_millis(300);
 
 /// Lines of the same kind about one exporter are this far apart.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Bounds and patience. The default is what contract and specification ask for; tests shorten it.
 #[derive(Clone, Copy, Debug)]
