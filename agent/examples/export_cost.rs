@@ -1,50 +1,110 @@
-//! What one span costs to encode for OTLP, for `perf stat -e instructions:u`; `docs/export.md` has the commands and the numbers.
+//! What one span costs to encode and to export, as counted by `perf stat -e instructions:u` or callgrind; `docs/export.md`
+//! has the commands and the numbers. It also feeds any OTLP backend by hand.
 //!
-//! `encode_cost MODE [ROUNDS]`: `build` makes a batch of 512 spans only (subtract it from the others), `direct` encodes it
-//! ROUNDS times as the exporter does, `typed` by opentelemetry-proto's types.
+//! ```text
+//! export_cost build  [ROUNDS]                  make a batch of 512 spans and stop: what to subtract from the others
+//! export_cost direct [ROUNDS]                  encode the batch ROUNDS times, as exporters do
+//! export_cost typed  [ROUNDS]                  the same by opentelemetry-proto's types
+//! export_cost grpc|http ROUNDS URL [gzip]      send it ROUNDS times
+//! ```
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
-use spanwire::export::{otlp, wire};
-use spanwire::span::{ParentSource, Resource, Span, SpanId, SpanKind, SpanStatus, TraceId, Value};
+use spanwire::counters::Counters;
+use spanwire::export::{otlp, wire, ExporterSettings, Exporters, Protocol, Tuning};
+use spanwire::span::{
+    ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value,
+};
 
 const SPANS: usize = 512;
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let mode = arguments.next().unwrap_or_default();
-    let rounds: usize = arguments
-        .next()
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |index: usize| arguments.get(index).map(String::as_str);
+    let rounds: usize = argument(1)
         .and_then(|text| text.parse().ok())
         .unwrap_or(200);
     let spans = batch();
-    let mut bytes = 0;
-    match mode.as_str() {
-        "build" => {
+    match argument(0) {
+        Some("build") => {
             black_box(&spans);
         }
-        "direct" => {
-            for _ in 0..rounds {
-                bytes = black_box(wire::encode_request(black_box(&spans).iter())).len();
-            }
-        }
-        "typed" => {
-            for _ in 0..rounds {
-                bytes = black_box(otlp::to_request(black_box(&spans)).encode_to_vec()).len();
-            }
+        Some("direct") => encode(rounds, || {
+            wire::encode_request(black_box(&spans).iter()).len()
+        }),
+        Some("typed") => encode(rounds, || {
+            otlp::to_request(black_box(&spans)).encode_to_vec().len()
+        }),
+        Some(transport @ ("grpc" | "http")) => {
+            let protocol = if transport == "grpc" {
+                Protocol::Grpc
+            } else {
+                Protocol::Http
+            };
+            let url = argument(2).unwrap_or("http://127.0.0.1:4318");
+            send(
+                rounds,
+                &SpanBatch::from(spans),
+                protocol,
+                url,
+                argument(3) == Some("gzip"),
+            );
         }
         _ => {
-            eprintln!("usage: encode_cost build|direct|typed [ROUNDS]");
+            eprintln!(
+                "usage: export_cost build|direct|typed [ROUNDS] | grpc|http ROUNDS URL [gzip]"
+            );
             std::process::exit(2);
         }
     }
-    println!(
-        "{mode}: {} spans, {} bytes a span",
-        rounds * SPANS,
-        bytes / SPANS
-    );
+}
+
+fn encode(rounds: usize, encode_once: impl Fn() -> usize) {
+    let bytes: usize = (0..rounds).map(|_| black_box(encode_once())).sum();
+    let spans = rounds * SPANS;
+    println!("{spans} spans, {} bytes a span", bytes / spans.max(1));
+}
+
+fn send(rounds: usize, batch: &SpanBatch, protocol: Protocol, url: &str, gzip: bool) {
+    let settings = ExporterSettings {
+        name: "main".to_owned(),
+        protocol,
+        endpoint: url.to_owned(),
+        headers: Vec::new(),
+        gzip,
+        timeout: Duration::from_secs(10),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let counters = Counters::new();
+            let exporters = Exporters::start(&[settings], Tuning::default(), &counters)?;
+            for _ in 0..rounds {
+                exporters.push(batch);
+                while counters.queue("export/main").value() > 2_048 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            exporters.shutdown(Duration::from_mins(1)).await;
+            let counts = counters.exporter("main");
+            let (sent, failed, dropped) = (
+                counts.sent.value(),
+                counts.failed.value(),
+                counts.dropped.value(),
+            );
+            println!("{sent} sent, {failed} failed, {dropped} dropped");
+            Ok(())
+        })
+    });
+    if let Err(error) = result {
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
 }
 
 /// Spans of four processes, with the attributes that an HTTP server or client span has.
