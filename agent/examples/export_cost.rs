@@ -15,29 +15,21 @@ use std::time::Duration;
 use prost::Message;
 use spanwire::counters::Counters;
 use spanwire::export::{otlp, wire, ExporterSettings, Exporters, Protocol, Tuning};
-use spanwire::span::{
-    ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value,
-};
+use spanwire::span::{ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value};
 
 const SPANS: usize = 512;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |index: usize| arguments.get(index).map(String::as_str);
-    let rounds: usize = argument(1)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(200);
+    let rounds: usize = argument(1).and_then(|text| text.parse().ok()).unwrap_or(200);
     let spans = batch();
     match argument(0) {
         Some("build") => {
             black_box(&spans);
         }
-        Some("direct") => encode(rounds, || {
-            wire::encode_request(black_box(&spans).iter()).len()
-        }),
-        Some("typed") => encode(rounds, || {
-            otlp::to_request(black_box(&spans)).encode_to_vec().len()
-        }),
+        Some("direct") => encode(rounds, || wire::encode_request(black_box(&spans).iter()).len()),
+        Some("typed") => encode(rounds, || otlp::to_request(black_box(&spans)).encode_to_vec().len()),
         Some(transport @ ("grpc" | "http")) => {
             let protocol = if transport == "grpc" {
                 Protocol::Grpc
@@ -54,9 +46,7 @@ fn main() {
             );
         }
         _ => {
-            eprintln!(
-                "usage: export_cost build|direct|typed [ROUNDS] | grpc|http ROUNDS URL [gzip]"
-            );
+            eprintln!("usage: export_cost build|direct|typed [ROUNDS] | grpc|http ROUNDS URL [gzip]");
             std::process::exit(2);
         }
     }
@@ -77,9 +67,7 @@ fn send(rounds: usize, batch: &SpanBatch, protocol: Protocol, url: &str, gzip: b
         gzip,
         timeout: Duration::from_secs(10),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
             let counters = Counters::new();
@@ -92,11 +80,7 @@ fn send(rounds: usize, batch: &SpanBatch, protocol: Protocol, url: &str, gzip: b
             }
             exporters.shutdown(Duration::from_mins(1)).await;
             let counts = counters.exporter("main");
-            let (sent, failed, dropped) = (
-                counts.sent.value(),
-                counts.failed.value(),
-                counts.dropped.value(),
-            );
+            let (sent, failed, dropped) = (counts.sent.value(), counts.failed.value(), counts.dropped.value());
             println!("{sent} sent, {failed} failed, {dropped} dropped");
             Ok(())
         })
@@ -178,10 +162,7 @@ fn span(number: usize, resource: &Arc<Resource>) -> Span {
             ("spanwire.parent.source".into(), Value::Static("wire")),
             ("spanwire.wire.key".into(), text("8f3c2b1a9d7e6f50")),
             ("spanwire.request.read_ns".into(), Value::Int(12_345)),
-            (
-                "spanwire.response.first_byte_ns".into(),
-                Value::Int(2_210_000),
-            ),
+            ("spanwire.response.first_byte_ns".into(), Value::Int(2_210_000)),
             ("spanwire.tenant".into(), text("acme")),
         ],
         resource: Arc::clone(resource),

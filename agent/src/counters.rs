@@ -209,18 +209,12 @@ impl Counters {
         for counter in KernelCounter::ALL {
             let (group, reason) = counter.label();
             if group == "kernel" {
-                page.sample(
-                    &[("stage", group), ("reason", reason)],
-                    self.kernel(*counter),
-                );
+                page.sample(&[("stage", group), ("reason", reason)], self.kernel(*counter));
             }
         }
         for drop in UserDrop::ALL {
             let (stage, reason) = drop.label();
-            page.sample(
-                &[("stage", stage), ("reason", reason)],
-                self.dropped_total(*drop),
-            );
+            page.sample(&[("stage", stage), ("reason", reason)], self.dropped_total(*drop));
         }
         page.counter(
             "spanwire_opaque_sockets_total",
@@ -263,10 +257,7 @@ impl Counters {
                 page.sample(&[("exporter", name), ("result", result)], cell.value());
             }
         }
-        page.gauge(
-            "spanwire_queue_length",
-            "Items waiting in a queue between tasks.",
-        );
+        page.gauge("spanwire_queue_length", "Items waiting in a queue between tasks.");
         for (name, cell) in &*locked(&self.queues) {
             page.sample(&[("queue", name)], cell.value());
         }
@@ -297,10 +288,7 @@ impl Counters {
         let [members, aliases, evictions, misses] = &self.union;
         page.gauge("spanwire_union_traces", "Trace ids held in the union.");
         page.sample(&[], members.value());
-        page.gauge(
-            "spanwire_union_aliases",
-            "Held trace ids that stand for another one.",
-        );
+        page.gauge("spanwire_union_aliases", "Held trace ids that stand for another one.");
         page.sample(&[], aliases.value());
         page.counter(
             "spanwire_union_evictions_total",
@@ -313,10 +301,7 @@ impl Counters {
         );
         page.sample(&[], misses.value());
         page.gauge("spanwire_build_info", "1; the labels say what is running.");
-        let labels = [
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("arch", std::env::consts::ARCH),
-        ];
+        let labels = [("version", env!("CARGO_PKG_VERSION")), ("arch", std::env::consts::ARCH)];
         page.sample(&labels, 1);
     }
 }

@@ -8,19 +8,13 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use prost::Message;
 use rustls::pki_types::PrivateKeyDer;
 use spanwire::counters::Counters;
 use spanwire::export::{ExportError, ExporterSettings, Exporters, Protocol, Tuning};
-use spanwire::span::{
-    ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId,
-};
+use spanwire::span::{ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::TcpIncoming;
@@ -113,10 +107,7 @@ fn batch() -> SpanBatch {
 }
 
 fn count(request: &ExportTraceServiceRequest) -> usize {
-    let scopes = request
-        .resource_spans
-        .iter()
-        .flat_map(|group| &group.scope_spans);
+    let scopes = request.resource_spans.iter().flat_map(|group| &group.scope_spans);
     scopes.map(|scope| scope.spans.len()).sum()
 }
 
@@ -147,15 +138,11 @@ async fn https_backend(identity: &Certified) -> (u16, Arc<AtomicUsize>) {
                 let seen = Arc::clone(&seen);
                 async move {
                     let body = request.into_body().collect().await?.to_bytes();
-                    seen.fetch_add(
-                        count(&ExportTraceServiceRequest::decode(body).unwrap()),
-                        SeqCst,
-                    );
+                    seen.fetch_add(count(&ExportTraceServiceRequest::decode(body).unwrap()), SeqCst);
                     Ok::<_, hyper::Error>(http::Response::new(Full::<bytes::Bytes>::default()))
                 }
             });
-            let served = hyper::server::conn::http1::Builder::new()
-                .serve_connection(TokioIo::new(connection), service);
+            let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(connection), service);
             tokio::spawn(served);
         }
     });

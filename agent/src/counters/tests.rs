@@ -17,14 +17,7 @@ fn parse(page: &str) -> BTreeMap<String, u64> {
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
             assert_eq!(name, helped);
-            assert_eq!(
-                kind,
-                if name.ends_with("_total") {
-                    "counter"
-                } else {
-                    "gauge"
-                }
-            );
+            assert_eq!(kind, if name.ends_with("_total") { "counter" } else { "gauge" });
             assert!(families.insert(name.to_owned()), "family twice: {name}");
             name.clone_into(&mut family);
         } else {
@@ -88,19 +81,13 @@ fn every_known_label_value_is_there_from_the_start_with_zero() {
 #[test]
 fn every_kernel_counter_and_user_drop_is_exported_exactly_once() {
     let counters = Counters::new();
-    let totals: Vec<u64> = (0..KERNEL_COUNTERS as u64)
-        .map(|index| 1_000 + index)
-        .collect();
+    let totals: Vec<u64> = (0..KERNEL_COUNTERS as u64).map(|index| 1_000 + index).collect();
     counters.set_kernel(&totals);
     for (index, drop) in UserDrop::ALL.iter().enumerate() {
         counters.dropped(*drop, 2_000 + index as u64);
     }
     let samples = parse(&counters.render());
-    let shown: Vec<u64> = samples
-        .values()
-        .copied()
-        .filter(|value| *value >= 1_000)
-        .collect();
+    let shown: Vec<u64> = samples.values().copied().filter(|value| *value >= 1_000).collect();
     assert_eq!(shown.len(), KernelCounter::ALL.len() + UserDrop::ALL.len());
     for counter in KernelCounter::ALL {
         let value = 1_000 + *counter as u64;
@@ -176,22 +163,10 @@ fn names_from_the_configuration_are_escaped_and_shared() {
     });
     let samples = parse(&counters.render());
     for (key, value) in [
-        (
-            r#"spanwire_export_spans_total{exporter="a\"b\\c\nd",result="sent"}"#,
-            3,
-        ),
-        (
-            r#"spanwire_export_spans_total{exporter="main",result="sent"}"#,
-            0,
-        ),
-        (
-            r#"spanwire_export_spans_total{exporter="main",result="failed"}"#,
-            0,
-        ),
-        (
-            r#"spanwire_export_spans_total{exporter="main",result="dropped"}"#,
-            4,
-        ),
+        (r#"spanwire_export_spans_total{exporter="a\"b\\c\nd",result="sent"}"#, 3),
+        (r#"spanwire_export_spans_total{exporter="main",result="sent"}"#, 0),
+        (r#"spanwire_export_spans_total{exporter="main",result="failed"}"#, 0),
+        (r#"spanwire_export_spans_total{exporter="main",result="dropped"}"#, 4),
         (r#"spanwire_queue_length{queue="export/main"}"#, 3),
         (r#"spanwire_hook_attached{hook="sock_send_length"}"#, 1),
         (r#"spanwire_hook_attached{hook="sched_process_exec"}"#, 0),

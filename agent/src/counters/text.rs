@@ -25,17 +25,7 @@ impl Page {
     }
 
     fn family(&mut self, name: &'static str, help: &'static str, kind: &str) {
-        for part in [
-            "# HELP ",
-            name,
-            " ",
-            help,
-            "\n# TYPE ",
-            name,
-            " ",
-            kind,
-            "\n",
-        ] {
+        for part in ["# HELP ", name, " ", help, "\n# TYPE ", name, " ", kind, "\n"] {
             self.text.push_str(part);
         }
         self.family = name;

@@ -50,14 +50,9 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    pub(super) fn new(
-        settings: &ExporterSettings,
-        endpoint: &Endpoint,
-    ) -> Result<Self, ExportError> {
+    pub(super) fn new(settings: &ExporterSettings, endpoint: &Endpoint) -> Result<Self, ExportError> {
         let tls = tls_config(&settings.name, endpoint.is_https())?;
-        let schemes = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http();
+        let schemes = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let tcp = tcp_connector(settings.timeout);
         let mut builder = Client::builder(TokioExecutor::new());
         builder
@@ -87,10 +82,7 @@ where
         Ok(Self(builder.build(connector)))
     }
 
-    pub(super) async fn send(
-        &self,
-        request: Request<B>,
-    ) -> Result<Response<Limited<Incoming>>, ClientError> {
+    pub(super) async fn send(&self, request: Request<B>) -> Result<Response<Limited<Incoming>>, ClientError> {
         let response = self.0.request(request).await?;
         Ok(response.map(|body| Limited::new(body, ANSWER_BYTES)))
     }

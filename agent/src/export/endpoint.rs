@@ -115,15 +115,8 @@ impl Endpoint {
 
 fn shown(uri: &Uri) -> String {
     let host = uri.host().unwrap_or_default();
-    let port = uri
-        .port()
-        .map(|port| format!(":{port}"))
-        .unwrap_or_default();
-    format!(
-        "{}://{host}{port}{}",
-        uri.scheme_str().unwrap_or_default(),
-        uri.path()
-    )
+    let port = uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{}://{host}{port}{}", uri.scheme_str().unwrap_or_default(), uri.path())
 }
 
 fn parse_url(name: &str, endpoint: &str) -> Result<Uri, ExportError> {
@@ -143,9 +136,7 @@ fn parse_url(name: &str, endpoint: &str) -> Result<Uri, ExportError> {
         return Err(not_a_url("it has no host"));
     };
     if authority.as_str().contains('@') {
-        return Err(ExportError::Credentials {
-            name: name.to_owned(),
-        });
+        return Err(ExportError::Credentials { name: name.to_owned() });
     }
     if authority.host().is_empty() {
         return Err(not_a_url("it has no host"));
@@ -202,10 +193,7 @@ fn parse_headers(settings: &ExporterSettings) -> Result<HeaderMap, ExportError> 
             header: super::retry::printable(key),
             problem,
         };
-        let key: HeaderName = key
-            .trim()
-            .parse()
-            .map_err(|_| wrong("is not a header name"))?;
+        let key: HeaderName = key.trim().parse().map_err(|_| wrong("is not a header name"))?;
         if is_ours(&key) {
             return Err(wrong("is set by the exporter itself: remove it"));
         }
@@ -265,14 +253,8 @@ mod tests {
         for (endpoint, expected) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
             ("http://127.0.0.1:4318/", "http://127.0.0.1:4318/v1/traces"),
-            (
-                "http://127.0.0.1:4318/v1/traces",
-                "http://127.0.0.1:4318/v1/traces",
-            ),
-            (
-                "http://127.0.0.1:4318/v1/traces/",
-                "http://127.0.0.1:4318/v1/traces",
-            ),
+            ("http://127.0.0.1:4318/v1/traces", "http://127.0.0.1:4318/v1/traces"),
+            ("http://127.0.0.1:4318/v1/traces/", "http://127.0.0.1:4318/v1/traces"),
             (
                 "https://otlp.example.com/otlp",
                 "https://otlp.example.com/otlp/v1/traces",
@@ -287,11 +269,7 @@ mod tests {
             ),
             ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
         ] {
-            assert_eq!(
-                parse(Protocol::Http, endpoint).as_deref(),
-                Ok(expected),
-                "{endpoint}"
-            );
+            assert_eq!(parse(Protocol::Http, endpoint).as_deref(), Ok(expected), "{endpoint}");
         }
     }
 
@@ -378,13 +356,8 @@ mod tests {
             );
         }
         let mut settings = settings(Protocol::Grpc, "http://a:4317");
-        settings
-            .headers
-            .push(("X-Scope-OrgID".to_owned(), " acme ".to_owned()));
-        assert_eq!(
-            Endpoint::parse(&settings).unwrap().headers["x-scope-orgid"],
-            "acme"
-        );
+        settings.headers.push(("X-Scope-OrgID".to_owned(), " acme ".to_owned()));
+        assert_eq!(Endpoint::parse(&settings).unwrap().headers["x-scope-orgid"], "acme");
     }
 
     #[test]

@@ -9,9 +9,7 @@ use http::HeaderMap;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use tonic::client::Grpc;
-use tonic::codec::{
-    BufferSettings, Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder,
-};
+use tonic::codec::{BufferSettings, Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Status};
 
@@ -32,13 +30,9 @@ pub(super) struct GrpcTransport {
 }
 
 impl GrpcTransport {
-    pub(super) fn new(
-        settings: &ExporterSettings,
-        endpoint: Endpoint,
-    ) -> Result<Self, ExportError> {
+    pub(super) fn new(settings: &ExporterSettings, endpoint: Endpoint) -> Result<Self, ExportError> {
         let client = BoundedClient::new(settings, &endpoint)?;
-        let mut service =
-            Grpc::with_origin(client, endpoint.uri).max_decoding_message_size(ANSWER_BYTES);
+        let mut service = Grpc::with_origin(client, endpoint.uri).max_decoding_message_size(ANSWER_BYTES);
         if settings.gzip {
             service = service.send_compressed(CompressionEncoding::Gzip);
         }
@@ -50,9 +44,7 @@ impl GrpcTransport {
     }
 
     pub(super) async fn send(&self, payload: Bytes) -> Outcome {
-        let codec = EncodedCodec {
-            bytes: payload.len(),
-        };
+        let codec = EncodedCodec { bytes: payload.len() };
         let mut request = Request::new(payload);
         *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
         let user_agent = MetadataValue::from_static(client::USER_AGENT);
@@ -72,9 +64,7 @@ fn from_status(status: &Status) -> Outcome {
     // Tonic's own refusal of a long answer carries a code that would be tried again, and no source.
     let announced_too_long = status.code() == Code::OutOfRange
         && source.is_none()
-        && status
-            .message()
-            .contains("decoded message length too large");
+        && status.message().contains("decoded message length too large");
     if announced_too_long || source.is_some_and(client::is_too_long) {
         return Outcome::Refused {
             reason: format!("an answer of over {ANSWER_BYTES} bytes"),

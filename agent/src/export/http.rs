@@ -5,15 +5,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use flate2::{write::GzEncoder, Compression};
-use http::header::{
-    HeaderMap, HeaderValue, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT,
-};
+use http::header::{HeaderMap, HeaderValue, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTracePartialSuccess, ExportTraceServiceResponse,
-};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use prost::Message;
 use serde_json::Value;
 
@@ -34,10 +30,7 @@ pub(super) struct HttpTransport {
 }
 
 impl HttpTransport {
-    pub(super) fn new(
-        settings: &ExporterSettings,
-        mut endpoint: Endpoint,
-    ) -> Result<Self, ExportError> {
+    pub(super) fn new(settings: &ExporterSettings, mut endpoint: Endpoint) -> Result<Self, ExportError> {
         let client = BoundedClient::new(settings, &endpoint)?;
         let headers = &mut endpoint.headers;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
@@ -60,8 +53,7 @@ impl HttpTransport {
             return encoded;
         }
         // Spans repeat themselves so much that the fastest level already takes nine tenths away.
-        let mut encoder =
-            GzEncoder::new(Vec::with_capacity(encoded.len() / 8), Compression::fast());
+        let mut encoder = GzEncoder::new(Vec::with_capacity(encoded.len() / 8), Compression::fast());
         let written = encoder.write_all(&encoded).and_then(|()| encoder.finish());
         // Writing into memory does not fail; were it to, an empty body would be refused and counted.
         written.map(Bytes::from).unwrap_or_default()
@@ -91,10 +83,7 @@ async fn accepted(response: Response<Limited<Incoming>>) -> Outcome {
     let body = match body.collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if client::is_too_long(error.as_ref()) => {
-            let reason = format!(
-                "HTTP {status} with an answer of over {} bytes",
-                client::ANSWER_BYTES
-            );
+            let reason = format!("HTTP {status} with an answer of over {} bytes", client::ANSWER_BYTES);
             return Outcome::Refused { reason };
         }
         Err(error) => {
@@ -144,10 +133,7 @@ fn parse_json_answer(body: &[u8]) -> Option<ExportTraceServiceResponse> {
         Value::String(text) => text.parse().ok()?,
         number => number.as_i64().unwrap_or(0),
     };
-    let error_message = partial["errorMessage"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
+    let error_message = partial["errorMessage"].as_str().unwrap_or_default().to_owned();
     Some(ExportTraceServiceResponse {
         partial_success: Some(ExportTracePartialSuccess {
             rejected_spans,

@@ -6,13 +6,9 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::{
-    any_value, AnyValue, ArrayValue, InstrumentationScope, KeyValue,
-};
+use opentelemetry_proto::tonic::common::v1::{any_value, AnyValue, ArrayValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::resource::v1 as resource;
-use opentelemetry_proto::tonic::trace::v1::{
-    status::StatusCode, ResourceSpans, ScopeSpans, Span as OtlpSpan, Status,
-};
+use opentelemetry_proto::tonic::trace::v1::{status::StatusCode, ResourceSpans, ScopeSpans, Span as OtlpSpan, Status};
 
 use crate::span::{Attribute, Resource, Span, SpanKind, SpanStatus, Value};
 
@@ -79,15 +75,13 @@ pub(super) fn group_by_resource<'a>(spans: impl Iterator<Item = &'a Span>) -> Ve
         let index = match last {
             Some((seen, index)) if seen == address => index,
             _ => *by_address.entry(address).or_insert_with(|| {
-                *by_content
-                    .entry(ByContent(&span.resource))
-                    .or_insert_with(|| {
-                        groups.push(Group {
-                            resource: &span.resource,
-                            spans: Vec::new(),
-                        });
-                        groups.len() - 1
-                    })
+                *by_content.entry(ByContent(&span.resource)).or_insert_with(|| {
+                    groups.push(Group {
+                        resource: &span.resource,
+                        spans: Vec::new(),
+                    });
+                    groups.len() - 1
+                })
             }),
         };
         last = Some((address, index));
@@ -161,10 +155,7 @@ fn otlp_span(span: &Span) -> OtlpSpan {
         trace_id: span.trace_id.0.to_vec(),
         span_id: span.span_id.0.to_vec(),
         trace_state: span.trace_state.as_deref().unwrap_or_default().to_owned(),
-        parent_span_id: span
-            .parent_span_id
-            .map(|id| id.0.to_vec())
-            .unwrap_or_default(),
+        parent_span_id: span.parent_span_id.map(|id| id.0.to_vec()).unwrap_or_default(),
         flags: span_flags(span),
         name: span.name.as_ref().to_owned(),
         kind: span.kind.otlp(),

@@ -77,9 +77,7 @@ pub struct Taken {
 impl Taken {
     /// The spans, oldest first.
     pub fn spans(&self) -> impl Iterator<Item = &Span> {
-        self.parts
-            .iter()
-            .flat_map(|(batch, range)| &batch[range.clone()])
+        self.parts.iter().flat_map(|(batch, range)| &batch[range.clone()])
     }
 
     /// How many they are.
@@ -137,8 +135,8 @@ impl Queue {
     fn drop_oldest(&mut self) -> Option<usize> {
         let entry = self.waiting.front_mut()?;
         let spans = entry.batch.len() - entry.next;
-        let still_over = self.held.spans - spans >= self.limits.spans
-            || self.held.bytes - entry.bytes >= self.limits.bytes;
+        let still_over =
+            self.held.spans - spans >= self.limits.spans || self.held.bytes - entry.bytes >= self.limits.bytes;
         let lost = if still_over || spans == 1 {
             let amount = Amount {
                 spans,
@@ -162,8 +160,8 @@ impl Queue {
         let Some(oldest) = self.waiting.front() else {
             return Due::Never;
         };
-        let full = self.waiting_spans() >= self.batching.spans
-            || self.held.bytes - self.taken.bytes >= self.batching.bytes;
+        let full =
+            self.waiting_spans() >= self.batching.spans || self.held.bytes - self.taken.bytes >= self.batching.bytes;
         let at = oldest.since + self.batching.wait;
         if full || at <= now {
             Due::Now
@@ -194,10 +192,7 @@ impl Queue {
     }
 
     /// The request has ended, one way or the other: its spans no longer count.
-    #[allow(
-        clippy::needless_pass_by_value,
-        reason = "by value, so that it ends once"
-    )]
+    #[allow(clippy::needless_pass_by_value, reason = "by value, so that it ends once")]
     pub fn finish(&mut self, taken: Taken) {
         for amount in [&mut self.taken, &mut self.held] {
             amount.spans -= taken.amount.spans;
@@ -270,10 +265,7 @@ fn attribute_text_bytes((key, value): &Attribute) -> usize {
     };
     let value_bytes = match value {
         Value::Str(text) => text.len(),
-        Value::StrArray(texts) => texts
-            .iter()
-            .map(|text| size_of_val(text) + text.len())
-            .sum(),
+        Value::StrArray(texts) => texts.iter().map(|text| size_of_val(text) + text.len()).sum(),
         Value::Static(_) | Value::Int(_) | Value::Bool(_) => 0,
     };
     key_bytes + value_bytes

@@ -46,10 +46,7 @@ fn batch(numbers: Range<u64>, padding: usize) -> SpanBatch {
 }
 
 fn numbers(taken: &Taken) -> Vec<u64> {
-    taken
-        .spans()
-        .map(|span| u64::from_be_bytes(span.span_id.0))
-        .collect()
+    taken.spans().map(|span| u64::from_be_bytes(span.span_id.0)).collect()
 }
 
 #[test]
@@ -85,10 +82,7 @@ fn the_oldest_spans_are_dropped_at_the_bound_by_bytes() {
 fn a_batch_larger_than_the_queue_leaves_its_newest_spans() {
     let mut queue = queue(10, usize::MAX, 100, usize::MAX);
     assert_eq!(queue.push(batch(0..1_000, 0), Instant::now()), 990);
-    assert_eq!(
-        numbers(&queue.take().unwrap()),
-        (990..1_000).collect::<Vec<_>>()
-    );
+    assert_eq!(numbers(&queue.take().unwrap()), (990..1_000).collect::<Vec<_>>());
 }
 
 #[test]
@@ -133,10 +127,7 @@ fn a_request_leaves_when_it_is_full_or_the_oldest_span_has_waited() {
     assert_eq!(queue.due(start + WAIT / 2), Due::Now);
     let first = queue.take().unwrap();
     assert_eq!(numbers(&first), [0, 1, 2, 3, 4]);
-    assert_eq!(
-        queue.due(start + WAIT / 2),
-        Due::At(start + WAIT / 2 + WAIT)
-    );
+    assert_eq!(queue.due(start + WAIT / 2), Due::At(start + WAIT / 2 + WAIT));
     assert_eq!(numbers(&queue.take().unwrap()), [5, 6]);
 }
 
@@ -148,9 +139,7 @@ fn a_request_is_bounded_by_bytes_but_never_empty() {
     queue.push(batch(0..5, 100), now);
     queue.push(batch(5..6, 10_000), now);
     assert_eq!(queue.due(now), Due::Now);
-    let sizes: Vec<usize> = std::iter::from_fn(|| queue.take())
-        .map(|taken| taken.len())
-        .collect();
+    let sizes: Vec<usize> = std::iter::from_fn(|| queue.take()).map(|taken| taken.len()).collect();
     assert_eq!(sizes, [2, 2, 1, 1]);
 }
 

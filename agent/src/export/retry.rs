@@ -13,10 +13,7 @@ pub(super) enum Outcome {
     /// The backend took the spans, except for `rejected` of them.
     Accepted { rejected: u64, message: String },
     /// Trying again may help; the backend may have said when.
-    Retry {
-        reason: String,
-        after: Option<Duration>,
-    },
+    Retry { reason: String, after: Option<Duration> },
     /// Trying again cannot help.
     Refused { reason: String },
 }
@@ -53,8 +50,7 @@ impl RetryPolicy {
     /// one and a half times its nominal length, so that agents cut off together do not come back together.
     pub fn wait(&self, failed: u32, chance: f64) -> Duration {
         let doublings = i32::try_from(failed.saturating_sub(1)).unwrap_or(i32::MAX);
-        let nominal = (self.first.as_secs_f64() * self.factor.powi(doublings))
-            .min(self.longest.as_secs_f64());
+        let nominal = (self.first.as_secs_f64() * self.factor.powi(doublings)).min(self.longest.as_secs_f64());
         Duration::try_from_secs_f64(nominal * (0.5 + chance)).unwrap_or(self.longest)
     }
 
@@ -66,9 +62,7 @@ impl RetryPolicy {
 
 /// A gRPC status that is not OK.
 pub(super) fn from_grpc_status(status: &Status) -> Outcome {
-    let after = status
-        .get_details_retry_info()
-        .and_then(|info| info.retry_delay);
+    let after = status.get_details_retry_info().and_then(|info| info.retry_delay);
     let reason = format!("{:?}: {}", status.code(), printable(status.message()));
     // An error of our own side of the connection (refused, reset, not HTTP/2, too long an answer) comes as a status too; it
     // is told apart by the error it carries. Too long an answer has none.
@@ -91,11 +85,7 @@ pub(super) fn from_grpc_status(status: &Status) -> Outcome {
 }
 
 /// An HTTP answer that is not 2xx. `message` is the start of its body.
-pub(super) fn from_http_status(
-    status: StatusCode,
-    after: Option<Duration>,
-    message: &str,
-) -> Outcome {
+pub(super) fn from_http_status(status: StatusCode, after: Option<Duration>, message: &str) -> Outcome {
     let reason = format!("HTTP {}: {}", status.as_u16(), printable(message));
     match status {
         StatusCode::TOO_MANY_REQUESTS
@@ -147,18 +137,8 @@ mod tests {
     #[test]
     fn grpc_codes_by_the_specification() {
         use Code::*;
-        for code in [
-            Cancelled,
-            DeadlineExceeded,
-            Aborted,
-            OutOfRange,
-            Unavailable,
-            DataLoss,
-        ] {
-            assert!(
-                matches!(grpc(code), Outcome::Retry { after: None, .. }),
-                "{code:?}"
-            );
+        for code in [Cancelled, DeadlineExceeded, Aborted, OutOfRange, Unavailable, DataLoss] {
+            assert!(matches!(grpc(code), Outcome::Retry { after: None, .. }), "{code:?}");
         }
         let permanent = [
             Unknown,
@@ -198,19 +178,10 @@ mod tests {
     #[test]
     fn http_statuses_by_the_specification() {
         for code in [429, 502, 503, 504] {
-            let outcome = from_http_status(
-                StatusCode::from_u16(code).unwrap(),
-                Some(Duration::from_secs(1)),
-                "",
-            );
-            assert!(
-                matches!(outcome, Outcome::Retry { after: Some(_), .. }),
-                "{code}"
-            );
+            let outcome = from_http_status(StatusCode::from_u16(code).unwrap(), Some(Duration::from_secs(1)), "");
+            assert!(matches!(outcome, Outcome::Retry { after: Some(_), .. }), "{code}");
         }
-        for code in [
-            301, 307, 400, 401, 403, 404, 405, 408, 413, 415, 500, 501, 505,
-        ] {
+        for code in [301, 307, 400, 401, 403, 404, 405, 408, 413, 415, 500, 501, 505] {
             let outcome = from_http_status(StatusCode::from_u16(code).unwrap(), None, "");
             assert!(matches!(outcome, Outcome::Refused { .. }), "{code}");
         }
@@ -250,10 +221,7 @@ mod tests {
     fn a_pause_asked_for_is_bounded() {
         let policy = RetryPolicy::default();
         assert_eq!(policy.pause(Duration::from_secs(7)), Duration::from_secs(7));
-        assert_eq!(
-            policy.pause(Duration::from_secs(1_000_000_000)),
-            Duration::from_mins(1)
-        );
+        assert_eq!(policy.pause(Duration::from_secs(1_000_000_000)), Duration::from_mins(1));
     }
 
     #[test]

@@ -89,26 +89,15 @@ impl ExporterHandle {
 impl Exporters {
     /// Checks all settings, then starts all exporters on the current tokio runtime. Nothing is connected before the first
     /// spans come, and a backend that is not there is no error.
-    pub fn start(
-        settings: &[ExporterSettings],
-        tuning: Tuning,
-        counters: &Counters,
-    ) -> Result<Self, ExportError> {
+    pub fn start(settings: &[ExporterSettings], tuning: Tuning, counters: &Counters) -> Result<Self, ExportError> {
         let (closing, closing_seen) = watch::channel(false);
         let mut names = HashSet::new();
         let mut exporters = Vec::new();
         for one in settings {
             if !names.insert(one.name.as_str()) {
-                return Err(ExportError::NameTwice {
-                    name: one.name.clone(),
-                });
+                return Err(ExportError::NameTwice { name: one.name.clone() });
             }
-            exporters.push(Arc::new(Exporter::new(
-                one,
-                tuning,
-                counters,
-                closing_seen.clone(),
-            )?));
+            exporters.push(Arc::new(Exporter::new(one, tuning, counters, closing_seen.clone())?));
         }
         let running = exporters.into_iter().map(Running::start).collect();
         Ok(Self { running, closing })
@@ -288,9 +277,7 @@ impl Exporter {
         loop {
             self.sit_out_pause().await;
             let (reason, asked) = match self.attempt(payload.clone()).await {
-                Outcome::Accepted { rejected, message } => {
-                    return self.accepted(rejected, &message, spans)
-                }
+                Outcome::Accepted { rejected, message } => return self.accepted(rejected, &message, spans),
                 Outcome::Refused { reason } => return self.refused(&reason, spans),
                 Outcome::Retry { reason, after } => (reason, after),
             };
@@ -308,10 +295,7 @@ impl Exporter {
                 tokio::time::sleep(CLOSING_WAIT).await;
                 continue;
             }
-            let wait = self
-                .retry
-                .wait(attempts, rand::random())
-                .max(pause.unwrap_or_default());
+            let wait = self.retry.wait(attempts, rand::random()).max(pause.unwrap_or_default());
             if started.elapsed() + wait > self.retry.give_up {
                 return self.gave_up(&reason, started, spans);
             }
@@ -330,11 +314,7 @@ impl Exporter {
 
     fn accepted(&self, rejected: u64, message: &str, spans: usize) -> Ended {
         if self.failing.swap(false, Relaxed) {
-            info!(
-                exporter = self.name,
-                backend = self.backend,
-                "delivering again"
-            );
+            info!(exporter = self.name, backend = self.backend, "delivering again");
         }
         // A backend cannot reject more than it got, whatever it says.
         let rejected = rejected.min(spans as u64);

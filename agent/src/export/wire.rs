@@ -141,11 +141,7 @@ fn encode_status(code: i32, out: &mut Vec<u8>) {
     if code == 0 {
         put_key_and_length(tag::SPAN_STATUS, 0, out);
     } else {
-        put_key_and_length(
-            tag::SPAN_STATUS,
-            KEY_BYTES + encoded_len_varint(code as u64),
-            out,
-        );
+        put_key_and_length(tag::SPAN_STATUS, KEY_BYTES + encoded_len_varint(code as u64), out);
         put_varint(tag::STATUS_CODE, code as u64, out);
     }
 }
@@ -163,11 +159,7 @@ fn encode_attribute(number: u32, key: &str, value: &Value, out: &mut Vec<u8>) {
     }
     let value_length = value_len(value);
     // An empty key is prost's default and not written.
-    let key_length = if key.is_empty() {
-        0
-    } else {
-        field_len(key.len())
-    };
+    let key_length = if key.is_empty() { 0 } else { field_len(key.len()) };
     put_key_and_length(number, key_length + field_len(value_length), out);
     put_text(tag::KEY_VALUE_KEY, key, out);
     put_key_and_length(tag::KEY_VALUE_VALUE, value_length, out);
@@ -217,10 +209,7 @@ fn value_len(value: &Value) -> usize {
 }
 
 fn array_len(texts: &[std::sync::Arc<str>]) -> usize {
-    texts
-        .iter()
-        .map(|text| field_len(field_len(text.len())))
-        .sum()
+    texts.iter().map(|text| field_len(field_len(text.len()))).sum()
 }
 
 fn encode_value(value: &Value, out: &mut Vec<u8>) {

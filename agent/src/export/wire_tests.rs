@@ -11,9 +11,7 @@ use rand::{Rng, SeedableRng};
 
 use super::encode_request;
 use crate::export::otlp;
-use crate::span::{
-    Attribute, ParentSource, Resource, Span, SpanId, SpanKind, SpanStatus, TraceId, Value,
-};
+use crate::span::{Attribute, ParentSource, Resource, Span, SpanId, SpanKind, SpanStatus, TraceId, Value};
 
 fn resource(name: &str, pid: i64) -> Arc<Resource> {
     Arc::new(Resource {
@@ -48,10 +46,7 @@ fn span(resource: &Arc<Resource>, number: u8) -> Span {
 fn assert_same_bytes(spans: &[Span]) {
     let direct = encode_request(spans.iter());
     let typed = otlp::to_request(spans);
-    assert_eq!(
-        ExportTraceServiceRequest::decode(direct.clone()).unwrap(),
-        typed
-    );
+    assert_eq!(ExportTraceServiceRequest::decode(direct.clone()).unwrap(), typed);
     assert_eq!(direct.as_ref(), typed.encode_to_vec());
 }
 
@@ -82,10 +77,7 @@ fn every_value_type_and_its_empty_form() {
             Value::StrArray(vec!["".into(), "a".into(), "x".repeat(300).into()]),
         ),
         (String::new().into(), Value::Static("no key")),
-        (
-            "k".repeat(200).into(),
-            Value::Str("v".repeat(40_000).into()),
-        ),
+        ("k".repeat(200).into(), Value::Str("v".repeat(40_000).into())),
         ("umlaut".into(), Value::Static("\u{e4}\u{1f980}")),
     ];
     assert_same_bytes(&[span]);
@@ -122,13 +114,7 @@ fn one_group_per_resource_whether_shared_or_equal() {
     let groups = otlp::to_resource_spans(&spans);
     let ids: Vec<Vec<u8>> = groups
         .iter()
-        .map(|group| {
-            group.scope_spans[0]
-                .spans
-                .iter()
-                .map(|span| span.span_id[0])
-                .collect()
-        })
+        .map(|group| group.scope_spans[0].spans.iter().map(|span| span.span_id[0]).collect())
         .collect();
     assert_eq!(ids, [vec![1, 3, 4], vec![2, 5]]);
 }
@@ -137,9 +123,7 @@ fn one_group_per_resource_whether_shared_or_equal() {
 fn random_batches_encode_alike() {
     let mut random = StdRng::seed_from_u64(3);
     for _ in 0..60 {
-        let resources: Vec<_> = (0..random.random_range(1..6))
-            .map(|pid| resource("svc", pid))
-            .collect();
+        let resources: Vec<_> = (0..random.random_range(1..6)).map(|pid| resource("svc", pid)).collect();
         let spans: Vec<Span> = (0..random.random_range(0..40))
             .map(|_| random_span(&mut random, &resources))
             .collect();
@@ -252,10 +236,7 @@ fn json_follows_the_otlp_json_rules() {
     ];
     let json = serde_json::to_value(otlp::to_request(&[span])).unwrap();
     let group = &json["resourceSpans"][0];
-    assert_eq!(
-        group["resource"]["attributes"][1]["value"]["intValue"],
-        "4294967296"
-    );
+    assert_eq!(group["resource"]["attributes"][1]["value"]["intValue"], "4294967296");
     assert_eq!(group["scopeSpans"][0]["scope"]["name"], "spanwire");
     let one = &group["scopeSpans"][0]["spans"][0];
     assert_eq!(one["traceId"], "abababababababababababababababab");
@@ -264,18 +245,12 @@ fn json_follows_the_otlp_json_rules() {
     assert_eq!(one["kind"], 2);
     assert_eq!(one["startTimeUnixNano"], "1790000000000000000");
     assert_eq!(one["endTimeUnixNano"], "1790000000000250000");
-    assert_eq!(
-        one["attributes"][0]["value"],
-        serde_json::json!({"intValue": "200"})
-    );
+    assert_eq!(one["attributes"][0]["value"], serde_json::json!({"intValue": "200"}));
     assert_eq!(
         one["attributes"][1]["value"],
         serde_json::json!({"stringValue": "http"})
     );
-    assert_eq!(
-        one["attributes"][2]["value"],
-        serde_json::json!({"boolValue": true})
-    );
+    assert_eq!(one["attributes"][2]["value"], serde_json::json!({"boolValue": true}));
     assert_eq!(
         one["attributes"][3]["value"]["arrayValue"]["values"][0],
         serde_json::json!({"stringValue": "acme"})

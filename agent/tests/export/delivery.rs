@@ -49,10 +49,7 @@ async fn http_delivers_every_field() {
     assert_eq!(bench.settled("main", SPANS).await, (SPANS, 0, 0));
     let arrivals = backend.arrivals.lock().unwrap();
     assert_eq!(arrivals[0].path, "/otlp/v1/traces?tenant=a");
-    assert_eq!(
-        arrivals[0].headers["content-type"],
-        "application/x-protobuf"
-    );
+    assert_eq!(arrivals[0].headers["content-type"], "application/x-protobuf");
     check_arrivals(&arrivals, &spans);
 }
 
@@ -73,26 +70,17 @@ async fn http_delivers_every_field_with_gzip() {
 
 /// Every span once, under its own resource, with its own values; requests within their bound and with the header.
 fn check_arrivals(arrivals: &[Arrival], sent: &SpanBatch) {
-    let mut by_id: BTreeMap<Vec<u8>, &Span> = sent
-        .iter()
-        .map(|span| (span.span_id.0.to_vec(), span))
-        .collect();
+    let mut by_id: BTreeMap<Vec<u8>, &Span> = sent.iter().map(|span| (span.span_id.0.to_vec(), span)).collect();
     for arrival in arrivals {
         assert!((1..=512).contains(&arrival.spans()));
         assert_eq!(arrival.headers["x-api-key"], "s3cr3t-value");
-        assert!(arrival.headers["user-agent"]
-            .to_str()
-            .unwrap()
-            .starts_with("spanwire/"));
+        assert!(arrival.headers["user-agent"].to_str().unwrap().starts_with("spanwire/"));
         assert!(arrival.request.resource_spans.len() <= 3);
         for group in &arrival.request.resource_spans {
             let resource = group.resource.as_ref().unwrap();
             for scope_spans in &group.scope_spans {
                 assert_eq!(scope_spans.scope.as_ref().unwrap().name, "spanwire");
-                assert_eq!(
-                    scope_spans.scope.as_ref().unwrap().version,
-                    env!("CARGO_PKG_VERSION")
-                );
+                assert_eq!(scope_spans.scope.as_ref().unwrap().version, env!("CARGO_PKG_VERSION"));
                 for got in &scope_spans.spans {
                     let span = by_id.remove(&got.span_id).expect("each span once");
                     check_span(got, span);
@@ -108,14 +96,9 @@ fn check_span(got: &otlp::Span, sent: &Span) {
     assert_eq!(got.trace_id, sent.trace_id.0);
     assert_eq!(
         got.parent_span_id,
-        sent.parent_span_id
-            .map(|id| id.0.to_vec())
-            .unwrap_or_default()
+        sent.parent_span_id.map(|id| id.0.to_vec()).unwrap_or_default()
     );
-    assert_eq!(
-        got.trace_state,
-        sent.trace_state.as_deref().unwrap_or_default()
-    );
+    assert_eq!(got.trace_state, sent.trace_state.as_deref().unwrap_or_default());
     assert_eq!(got.flags & 0xff, u32::from(sent.trace_flags));
     assert_eq!(got.name, &*sent.name);
     let kind = match sent.kind {
@@ -155,10 +138,7 @@ fn check_value(got: &KeyValue, sent: &Value) {
         (any_value::Value::ArrayValue(got), Value::StrArray(sent)) => {
             assert_eq!(got.values.len(), sent.len());
             for (got, sent) in got.values.iter().zip(sent) {
-                assert_eq!(
-                    got.value,
-                    Some(any_value::Value::StringValue(sent.to_string()))
-                );
+                assert_eq!(got.value, Some(any_value::Value::StringValue(sent.to_string())));
             }
         }
         (got, sent) => panic!("{sent:?} arrived as {got:?}"),
@@ -170,10 +150,7 @@ async fn the_default_waits_no_longer_than_half_a_second_for_company() {
     assert_eq!(Tuning::default().batching.wait, Duration::from_millis(500));
     let backend = GrpcBackend::default();
     let server = backend.serve().await;
-    let bench = Bench::new(
-        &[settings("main", Protocol::Grpc, &server.url())],
-        Tuning::default(),
-    );
+    let bench = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], Tuning::default());
     bench.exporters.push(&batch(0..1));
     until(|| backend.spans() == 1).await;
 }
@@ -182,11 +159,7 @@ async fn the_default_waits_no_longer_than_half_a_second_for_company() {
 async fn a_dead_exporter_starves_no_other() {
     let live = GrpcBackend::default();
     let live_server = live.serve().await;
-    let dead_port = crate::receiver::listener()
-        .await
-        .local_addr()
-        .unwrap()
-        .port();
+    let dead_port = crate::receiver::listener().await.local_addr().unwrap().port();
     let mute = crate::receiver::raw(|listener| async move {
         let mut held = Vec::new();
         while let Ok((connection, _)) = listener.accept().await {
@@ -196,11 +169,7 @@ async fn a_dead_exporter_starves_no_other() {
     .await;
     let bench = Bench::new(
         &[
-            settings(
-                "dead",
-                Protocol::Grpc,
-                &format!("http://127.0.0.1:{dead_port}"),
-            ),
+            settings("dead", Protocol::Grpc, &format!("http://127.0.0.1:{dead_port}")),
             settings("mute", Protocol::Http, &mute.url()),
             settings("live", Protocol::Grpc, &live_server.url()),
         ],

@@ -42,18 +42,11 @@ async fn passing_failures_are_tried_again_until_accepted() {
         Code::OutOfRange,
         Code::DataLoss,
     ];
-    let (counts, backend) = outcome(
-        codes
-            .map(|code| GrpcAnswer::Fail(Status::new(code, "later")))
-            .into(),
-    )
-    .await;
+    let (counts, backend) = outcome(codes.map(|code| GrpcAnswer::Fail(Status::new(code, "later"))).into()).await;
     assert_eq!(counts, (10, 0, 0));
     assert_eq!(backend.requests(), codes.len() + 1);
     let arrivals = backend.arrivals.lock().unwrap();
-    assert!(arrivals
-        .iter()
-        .all(|arrival| arrival.request == arrivals[0].request));
+    assert!(arrivals.iter().all(|arrival| arrival.request == arrivals[0].request));
 }
 
 #[tokio::test]

@@ -22,12 +22,7 @@ use crate::receiver::{listener, raw, serve, GrpcBackend, Server};
 use crate::sample::{batch, quick, settings, until, Bench};
 
 /// Answers every connection with `head`, then `chunk` over and over (once if `times` is 1) as long as it is read.
-async fn babbler(
-    head: &'static [u8],
-    chunk: &'static [u8],
-    times: usize,
-    written: Arc<AtomicUsize>,
-) -> Server {
+async fn babbler(head: &'static [u8], chunk: &'static [u8], times: usize, written: Arc<AtomicUsize>) -> Server {
     raw(move |listener| async move {
         while let Ok((mut connection, _)) = listener.accept().await {
             let written = Arc::clone(&written);
@@ -132,11 +127,7 @@ async fn garbage_is_given_up_and_counted() {
             tuning.retry.give_up = Duration::from_millis(200);
             let bench = Bench::new(&[settings("main", protocol, &server.url())], tuning);
             bench.exporters.push(&batch(0..10));
-            assert_eq!(
-                bench.settled("main", 10).await,
-                (0, 10, 0),
-                "{protocol:?} {garbage:?}"
-            );
+            assert_eq!(bench.settled("main", 10).await, (0, 10, 0), "{protocol:?} {garbage:?}");
         }
     }
 }
@@ -195,7 +186,9 @@ async fn an_answer_reset_midway_is_tried_again() {
             read_some(&mut connection).await;
             let first = seen.fetch_add(1, SeqCst) == 0;
             let announced = if first { 1_000 } else { 0 };
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: {announced}\r\n\r\n");
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: {announced}\r\n\r\n"
+            );
             connection.write_all(head.as_bytes()).await.unwrap();
             if first {
                 connection.write_all(b"\x0a\x05").await.unwrap();
@@ -248,10 +241,7 @@ impl http_body::Body for EndlessBody {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.written.fetch_add(self.frame.len(), SeqCst);
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.frame)))))
     }
@@ -286,11 +276,7 @@ async fn endless_grpc_answers_are_cut_off() {
     let good_answer = [0u8, 0, 0, 0, 4, 0x0a, 2, 0x08, 0];
     let good_answers = good_answer.repeat(500).leak();
     // Empty messages without end, a message that announces 3 GiB, good answers without end.
-    for frame in [
-        &[0u8; 5_000][..],
-        b"\x00\xc0\x00\x00\x00xxxxxxxxxxxxxxxx",
-        good_answers,
-    ] {
+    for frame in [&[0u8; 5_000][..], b"\x00\xc0\x00\x00\x00xxxxxxxxxxxxxxxx", good_answers] {
         let written = Arc::new(AtomicUsize::new(0));
         let server = endless_grpc(frame, Arc::clone(&written)).await;
         // Refused, not tried until given up: that would take longer than this test waits.
@@ -298,12 +284,7 @@ async fn endless_grpc_answers_are_cut_off() {
         tuning.retry.give_up = Duration::from_hours(1);
         let bench = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], tuning);
         bench.exporters.push(&batch(0..10));
-        assert_eq!(
-            bench.settled("main", 10).await,
-            (0, 10, 0),
-            "{:?}",
-            &frame[..5]
-        );
+        assert_eq!(bench.settled("main", 10).await, (0, 10, 0), "{:?}", &frame[..5]);
         assert_stays_small(&written).await;
     }
 }
@@ -313,9 +294,7 @@ async fn a_grpc_answer_that_is_not_otlp_is_refused() {
     let server = raw(|listener| async move {
         while let Ok((connection, _)) = listener.accept().await {
             let service = service_fn(|_| async {
-                let body = http_body_util::Full::new(Bytes::from_static(
-                    b"\x00\x00\x00\x00\x04\xff\xff\xff\xff",
-                ));
+                let body = http_body_util::Full::new(Bytes::from_static(b"\x00\x00\x00\x00\x04\xff\xff\xff\xff"));
                 Response::builder()
                     .header("content-type", "application/grpc")
                     .body(body)

@@ -43,8 +43,7 @@ async fn answers_that_mean_success() {
         assert_eq!(backend.requests(), 1);
     }
     for rejected in [r#""2""#, "2"] {
-        let body =
-            format!(r#"{{"partialSuccess":{{"rejectedSpans":{rejected},"errorMessage":"old"}}}}"#);
+        let body = format!(r#"{{"partialSuccess":{{"rejectedSpans":{rejected},"errorMessage":"old"}}}}"#);
         let (counts, _) = outcome(vec![json(&body)]).await;
         assert_eq!(counts, (8, 2, 0));
     }
@@ -52,11 +51,7 @@ async fn answers_that_mean_success() {
 
 #[tokio::test]
 async fn a_success_that_is_not_otlp_is_no_success() {
-    let typed = |media_type: &str, body: &[u8]| {
-        HttpAnswer::status(200)
-            .with("content-type", media_type)
-            .body(body)
-    };
+    let typed = |media_type: &str, body: &[u8]| HttpAnswer::status(200).with("content-type", media_type).body(body);
     for answer in [
         typed("text/html", b"<h1>It works!</h1>"),
         typed("text/plain", b"ok"),
@@ -74,18 +69,11 @@ async fn a_success_that_is_not_otlp_is_no_success() {
 #[tokio::test]
 async fn passing_failures_are_tried_again_until_accepted() {
     let statuses = [503, 502, 504, 429];
-    let (counts, backend) = outcome(
-        statuses
-            .map(|status| HttpAnswer::status(status).body("later"))
-            .into(),
-    )
-    .await;
+    let (counts, backend) = outcome(statuses.map(|status| HttpAnswer::status(status).body("later")).into()).await;
     assert_eq!(counts, (10, 0, 0));
     assert_eq!(backend.requests(), statuses.len() + 1);
     let arrivals = backend.arrivals.lock().unwrap();
-    assert!(arrivals
-        .iter()
-        .all(|arrival| arrival.request == arrivals[0].request));
+    assert!(arrivals.iter().all(|arrival| arrival.request == arrivals[0].request));
 }
 
 #[tokio::test]
@@ -109,8 +97,7 @@ async fn lasting_failures_are_not_tried_again() {
 async fn redirects_are_not_followed() {
     let elsewhere = HttpBackend::default();
     let other = elsewhere.serve().await;
-    let (counts, backend) =
-        outcome(vec![HttpAnswer::status(307).with("location", other.url())]).await;
+    let (counts, backend) = outcome(vec![HttpAnswer::status(307).with("location", other.url())]).await;
     assert_eq!(counts, (0, 10, 0));
     assert_eq!((backend.requests(), elsewhere.requests()), (1, 0));
 }
@@ -135,8 +122,7 @@ async fn retry_after_is_honoured_by_every_request() {
 
 #[tokio::test]
 async fn an_endless_retry_after_is_bounded() {
-    let backend =
-        HttpBackend::scripted([HttpAnswer::status(503).with("retry-after", "4000000000")]);
+    let backend = HttpBackend::scripted([HttpAnswer::status(503).with("retry-after", "4000000000")]);
     let server = backend.serve().await;
     let mut tuning = quick();
     tuning.retry.longest_pause = Duration::from_millis(200);

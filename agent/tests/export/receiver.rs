@@ -11,9 +11,7 @@ use axum::body::Bytes;
 use axum::extract::{Request as AxumRequest, State};
 use axum::response::{IntoResponse, Response as AxumResponse};
 use http::{HeaderMap, StatusCode};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -34,11 +32,7 @@ pub(crate) struct Arrival {
 
 impl Arrival {
     pub(crate) fn spans(&self) -> usize {
-        let scopes = self
-            .request
-            .resource_spans
-            .iter()
-            .flat_map(|group| &group.scope_spans);
+        let scopes = self.request.resource_spans.iter().flat_map(|group| &group.scope_spans);
         scopes.map(|scope| scope.spans.len()).sum()
     }
 }
@@ -128,10 +122,7 @@ impl GrpcBackend {
             .max_decoding_message_size(64 << 20);
         let server = tonic::transport::Server::builder().add_service(service);
         let task = tokio::spawn(async move {
-            server
-                .serve_with_incoming(TcpIncoming::from(listener))
-                .await
-                .unwrap();
+            server.serve_with_incoming(TcpIncoming::from(listener)).await.unwrap();
         });
         Server { address, task }
     }
@@ -141,12 +132,7 @@ impl GrpcBackend {
     }
 
     pub(crate) fn spans(&self) -> usize {
-        self.arrivals
-            .lock()
-            .unwrap()
-            .iter()
-            .map(Arrival::spans)
-            .sum()
+        self.arrivals.lock().unwrap().iter().map(Arrival::spans).sum()
     }
 }
 
@@ -233,9 +219,7 @@ impl HttpBackend {
     }
 
     pub(crate) async fn serve(&self) -> Server {
-        let app = axum::Router::new()
-            .fallback(answer_http)
-            .with_state(self.clone());
+        let app = axum::Router::new().fallback(answer_http).with_state(self.clone());
         raw(|listener| async move { axum::serve(listener, app).await.unwrap() }).await
     }
 
@@ -244,12 +228,7 @@ impl HttpBackend {
     }
 
     pub(crate) fn spans(&self) -> usize {
-        self.arrivals
-            .lock()
-            .unwrap()
-            .iter()
-            .map(Arrival::spans)
-            .sum()
+        self.arrivals.lock().unwrap().iter().map(Arrival::spans).sum()
     }
 }
 
@@ -280,8 +259,6 @@ fn unpacked(headers: &HeaderMap, body: Bytes) -> Bytes {
     }
     assert_eq!(headers["content-encoding"], "gzip");
     let mut plain = Vec::new();
-    flate2::read::GzDecoder::new(&body[..])
-        .read_to_end(&mut plain)
-        .unwrap();
+    flate2::read::GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
     plain.into()
 }

@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 use spanwire::counters::Counters;
 use spanwire::export::queue::{Batching, Limits};
 use spanwire::export::{ExporterSettings, Exporters, Protocol, RetryPolicy, Tuning};
-use spanwire::span::{
-    ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value,
-};
+use spanwire::span::{ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value};
 
 /// Spans numbered by their ids, of three processes.
 pub(crate) fn batch(numbers: std::ops::Range<u64>) -> SpanBatch {
@@ -35,16 +33,11 @@ fn span(number: u64, resource: &Arc<Resource>) -> Span {
     Span {
         trace_id: TraceId((u128::from(number) + 1).to_be_bytes()),
         span_id: SpanId((number + 1).to_be_bytes()),
-        parent_span_id: (!number.is_multiple_of(5))
-            .then(|| SpanId((number + 1_000_000).to_be_bytes())),
+        parent_span_id: (!number.is_multiple_of(5)).then(|| SpanId((number + 1_000_000).to_be_bytes())),
         parent_source: ParentSource::Wire,
         trace_flags: 3,
         trace_state: number.is_multiple_of(7).then(|| "vendor=1".into()),
-        kind: if is_server {
-            SpanKind::Server
-        } else {
-            SpanKind::Client
-        },
+        kind: if is_server { SpanKind::Server } else { SpanKind::Client },
         name: "GET /cart/{id}".into(),
         start_unix_ns: 1_790_000_000_000_000_000 + number,
         end_unix_ns: 1_790_000_000_000_500_000 + number,
@@ -111,10 +104,7 @@ impl Bench {
     pub(crate) fn new(settings: &[ExporterSettings], tuning: Tuning) -> Self {
         let counters = Arc::new(Counters::new());
         let exporters = Exporters::start(settings, tuning, &counters).unwrap();
-        Self {
-            exporters,
-            counters,
-        }
+        Self { exporters, counters }
     }
 
     /// One exporter named `main`.
@@ -125,11 +115,7 @@ impl Bench {
     /// (sent, failed, dropped).
     pub(crate) fn counts(&self, exporter: &str) -> (u64, u64, u64) {
         let counts = self.counters.exporter(exporter);
-        (
-            counts.sent.value(),
-            counts.failed.value(),
-            counts.dropped.value(),
-        )
+        (counts.sent.value(), counts.failed.value(), counts.dropped.value())
     }
 
     /// Waits until the exporter has accounted for this many spans and holds none.

@@ -16,10 +16,7 @@ async fn stopping_sends_what_still_waits_for_company() {
     let server = backend.serve().await;
     let mut tuning = quick();
     tuning.batching.wait = Duration::from_hours(1);
-    let Bench {
-        exporters,
-        counters,
-    } = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], tuning);
+    let Bench { exporters, counters } = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], tuning);
     exporters.push(&batch(0..300));
     exporters.push(&batch(300..400));
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -44,10 +41,7 @@ async fn stopping_keeps_its_deadline_with_a_hanging_backend() {
         settings("mute", Protocol::Grpc, &mute.url()),
         settings("live", Protocol::Http, &live_server.url()),
     ];
-    let Bench {
-        exporters,
-        counters,
-    } = Bench::new(&exporters, quick());
+    let Bench { exporters, counters } = Bench::new(&exporters, quick());
     let handles = exporters.handles();
     exporters.push(&batch(0..3_000));
     let started = Instant::now();
@@ -70,13 +64,8 @@ async fn stopping_does_not_wait_for_a_backend_that_is_gone() {
     tuning.retry.first = Duration::from_hours(1);
     tuning.retry.longest = Duration::from_hours(1);
     tuning.retry.give_up = Duration::from_hours(10);
-    let Bench {
-        exporters,
-        counters,
-    } = Bench::new(
-        &[settings("main", Protocol::Grpc, &format!("http://{gone}"))],
-        tuning,
-    );
+    let Bench { exporters, counters } =
+        Bench::new(&[settings("main", Protocol::Grpc, &format!("http://{gone}"))], tuning);
     exporters.push(&batch(0..5_000));
     until(|| counters.queue("export/main").value() > 0).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -95,10 +84,7 @@ async fn stopping_tries_again_what_was_waiting_for_its_next_attempt() {
     tuning.retry.first = Duration::from_hours(1);
     tuning.retry.longest = Duration::from_hours(1);
     tuning.retry.give_up = Duration::from_hours(10);
-    let Bench {
-        exporters,
-        counters,
-    } = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], tuning);
+    let Bench { exporters, counters } = Bench::new(&[settings("main", Protocol::Grpc, &server.url())], tuning);
     exporters.push(&batch(0..10));
     until(|| backend.requests() == 1).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -138,11 +124,7 @@ async fn logs_name_the_trouble_once_and_no_secret() {
     let server = backend.serve().await;
     let gone = listener().await.local_addr().unwrap();
     let exporters = [
-        settings(
-            "main",
-            Protocol::Http,
-            &format!("{}?key=s3cr3t-query", server.url()),
-        ),
+        settings("main", Protocol::Http, &format!("{}?key=s3cr3t-query", server.url())),
         settings("gone", Protocol::Grpc, &format!("http://{gone}")),
     ];
     let Bench { exporters, .. } = Bench::new(&exporters, quick());
@@ -151,23 +133,13 @@ async fn logs_name_the_trouble_once_and_no_secret() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     exporters.shutdown(Duration::from_secs(30)).await;
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let ours: Vec<&str> = text
-        .lines()
-        .filter(|line| line.contains("spanwire::export"))
-        .collect();
+    let ours: Vec<&str> = text.lines().filter(|line| line.contains("spanwire::export")).collect();
     let count = |part: &str| ours.iter().filter(|line| line.contains(part)).count();
     assert!(!text.contains("s3cr3t"), "{text}");
-    assert!(
-        !text.contains('\x1b') || !text.contains("\x1b[31mred"),
-        "{text}"
-    );
+    assert!(!text.contains('\x1b') || !text.contains("\x1b[31mred"), "{text}");
     assert_eq!(count("HTTP 503: busy"), 1, "{text}");
     assert_eq!(count("HTTP 401: who are you"), 1, "{text}");
-    assert_eq!(
-        count(&format!("http://{}/v1/traces", server.address)),
-        2,
-        "{text}"
-    );
+    assert_eq!(count(&format!("http://{}/v1/traces", server.address)), 2, "{text}");
     assert!(
         ours.iter()
             .any(|line| line.contains("gone") && line.contains("refused")),
