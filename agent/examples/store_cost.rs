@@ -25,7 +25,9 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |place: usize, default: u64| -> anyhow::Result<u64> {
         let text = arguments.get(place);
-        text.map_or(Ok(default), |text| text.parse().context("expected a number"))
+        text.map_or(Ok(default), |text| {
+            text.parse().context("expected a number")
+        })
     };
     let (spans, per_trace) = (number(1, 1_000_000)?, number(2, 2)?);
     let dir = std::env::temp_dir().join(format!("spanwire-store-cost-{}", std::process::id()));
@@ -59,9 +61,13 @@ impl Made {
         Self {
             random: StdRng::seed_from_u64(1),
             resources: (0..8).map(resource).collect(),
-            names: (0..32).map(|number| format!("GET /items/{number}/{{id}}").into()).collect(),
+            names: (0..32)
+                .map(|number| format!("GET /items/{number}/{{id}}").into())
+                .collect(),
             per_trace,
-            now_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64),
+            now_ns: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |now| now.as_nanos() as u64),
             ids: Vec::new(),
         }
     }
@@ -84,7 +90,11 @@ impl Made {
     fn span(&mut self, trace_id: TraceId, parent: Option<SpanId>, depth: u64) -> Span {
         self.now_ns += 50_000;
         let is_client = depth % 2 == 1;
-        let source = if parent.is_some() { ParentSource::Wire } else { ParentSource::Root };
+        let source = if parent.is_some() {
+            ParentSource::Wire
+        } else {
+            ParentSource::Root
+        };
         Span {
             trace_id,
             span_id: SpanId(self.random.random()),
@@ -92,7 +102,11 @@ impl Made {
             parent_source: source,
             trace_flags: 3,
             trace_state: None,
-            kind: if is_client { SpanKind::Client } else { SpanKind::Server },
+            kind: if is_client {
+                SpanKind::Client
+            } else {
+                SpanKind::Server
+            },
             name: Arc::clone(&self.names[self.random.random_range(0..self.names.len())]),
             start_unix_ns: self.now_ns,
             end_unix_ns: self.now_ns + self.random.random_range(100_000..20_000_000),
@@ -112,8 +126,14 @@ impl Made {
                 ("network.protocol.version".into(), Value::Static("1.1")),
                 ("http.request.body.size".into(), Value::Int(0)),
                 ("http.response.body.size".into(), Value::Int(612)),
-                ("spanwire.parent.source".into(), Value::Static(source.as_str())),
-                ("spanwire.wire.key".into(), Value::Static("9f86d081884c7d65")),
+                (
+                    "spanwire.parent.source".into(),
+                    Value::Static(source.as_str()),
+                ),
+                (
+                    "spanwire.wire.key".into(),
+                    Value::Static("9f86d081884c7d65"),
+                ),
                 ("spanwire.request.read_ns".into(), Value::Int(1_234)),
                 ("spanwire.response.first_byte_ns".into(), Value::Int(91_234)),
             ],
@@ -129,7 +149,10 @@ fn resource(number: usize) -> Arc<Resource> {
         service_name: format!("service-{number}").into(),
         attributes: vec![
             ("service.name".into(), text(format!("service-{number}"))),
-            ("service.instance.id".into(), text(format!("node-1/{number}"))),
+            (
+                "service.instance.id".into(),
+                text(format!("node-1/{number}")),
+            ),
             ("host.name".into(), Value::Static("node-1")),
             ("process.pid".into(), Value::Int(4_000 + number as i64)),
             ("process.executable.name".into(), Value::Static("nginx")),
@@ -148,7 +171,13 @@ fn build(spans: u64, per_trace: u64) {
 }
 
 fn fill(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<(Store, Made)> {
-    let store = Store::open(dir, Retention { size_bytes: 8 << 30, ..Retention::default() })?;
+    let store = Store::open(
+        dir,
+        Retention {
+            size_bytes: 8 << 30,
+            ..Retention::default()
+        },
+    )?;
     let stats = store.stats();
     let mut made = Made::new(per_trace);
     let begun = Instant::now();
@@ -174,7 +203,10 @@ fn fill(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<(Store, Made)>
     };
     let rate = sent as f64 / begun.elapsed().as_secs_f64();
     let file_bytes = std::fs::metadata(dir.join(FILE_NAME))?.len();
-    println!("{sent} written, {lost} lost, {rate:.0} spans/s, {} bytes/span", file_bytes / spans.max(1));
+    println!(
+        "{sent} written, {lost} lost, {rate:.0} spans/s, {} bytes/span",
+        file_bytes / spans.max(1)
+    );
     Ok((store, made))
 }
 
@@ -185,21 +217,43 @@ fn lookup(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<()> {
     for _ in 0..1_000 {
         let id = made.ids[made.random.random_range(0..made.ids.len())];
         let begun = Instant::now();
-        reader.trace(id)?.context("a trace that was written is not found")?;
+        reader
+            .trace(id)?
+            .context("a trace that was written is not found")?;
         times.push(begun.elapsed());
     }
     times.sort_unstable();
-    println!("lookup by trace id: median {:?}, slowest {:?}", times[500], times[999]);
+    println!(
+        "lookup by trace id: median {:?}, slowest {:?}",
+        times[500], times[999]
+    );
     let nothing = |key: &str| vec![(key.to_owned(), "no".to_owned())];
     let questions = [
         ("the newest 20", TraceFilter::default()),
-        ("an attribute nothing has", TraceFilter { attributes: nothing("no.such"), ..TraceFilter::default() }),
-        ("a duration nothing has", TraceFilter { min_duration_ns: Some(1 << 40), ..TraceFilter::default() }),
+        (
+            "an attribute nothing has",
+            TraceFilter {
+                attributes: nothing("no.such"),
+                ..TraceFilter::default()
+            },
+        ),
+        (
+            "a duration nothing has",
+            TraceFilter {
+                min_duration_ns: Some(1 << 40),
+                ..TraceFilter::default()
+            },
+        ),
     ];
     for (name, filter) in questions {
         let begun = Instant::now();
         let list = reader.traces(&filter)?;
-        println!("{name}: {} found in {:?}, partial {}", list.traces.len(), begun.elapsed(), list.partial);
+        println!(
+            "{name}: {} found in {:?}, partial {}",
+            list.traces.len(),
+            begun.elapsed(),
+            list.partial
+        );
     }
     Ok(())
 }
