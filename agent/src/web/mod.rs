@@ -21,7 +21,7 @@ mod answer;
 mod guard;
 mod page;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS: usize = 64;

@@ -15,11 +15,11 @@ use crate::store::sample::{service, trace_id, SpanBuilder, BASE_NS};
 use crate::store::{Retention, Store};
 
 /// A running API over a store; stops when dropped.
-struct Running {
-    address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
-    _dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 struct Answer {
@@ -59,7 +59,11 @@ fn state() -> ApiState {
 }
 
 impl Running {
-    fn start(spans: Vec<Span>, aliases: &[TraceAlias], change: impl FnOnce(&mut ApiState)) -> Self {
+    pub(crate) fn start(
+        spans: Vec<Span>,
+        aliases: &[TraceAlias],
+        change: impl FnOnce(&mut ApiState),
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         const DAYS: Duration = Duration::from_secs(86_400 * 10_000);
         let store = Store::open(
@@ -106,7 +110,7 @@ impl Running {
             address: told.recv().unwrap(),
             stop: Some(stop),
             thread: Some(thread),
-            _dir: dir,
+            dir,
         }
     }
 
