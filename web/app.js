@@ -138,9 +138,10 @@ function spanRow(span, start, end, colour) {
   name.style.paddingLeft = `${Math.min(span.depth, 24)}rem`;
   name.title = `${span.service}: ${span.name} (${span.kind})`;
   name.append(make("span", "fold", span.children.length > 0 ? "▾" : ""), make("span", "service", span.service), span.name);
-  if (span.failed) name.append(" ", make("span", "error", "error"));
   name.append(" ", make("span", "faint", span.kind));
 
+  const code = span.attributes.get("http.response.status_code") ?? span.attributes.get("error.type") ?? "";
+  const status = make("div", span.failed ? "status error" : "status", span.failed ? `${code} error`.trim() : code);
   const reason = span.reason ? `${span.source}: ${span.reason}` : span.source;
   const source = make("div", span.source === "unknown" ? "source unknown" : "source", reason);
   source.title = "how the parent was found";
@@ -152,15 +153,9 @@ function spanRow(span, start, end, colour) {
   const bar = make("div", span.failed ? "bar failed" : "bar");
   bar.style.left = `min(${left}%, calc(100% - 2px))`;
   bar.style.width = `${width}%`;
-  const length = make("span", "length", duration(span.end - span.start));
-  // The label goes where there is room: behind the bar, in front of it, else upon its end.
-  if (left + width < 85) length.style.left = `${left + width}%`;
-  else if (left > 15) length.style.right = `${100 - left}%`;
-  else length.style.right = "0";
-  if (left + width >= 85 && left <= 15) length.classList.add("inside");
-  track.append(bar, length);
+  track.append(bar);
 
-  row.append(name, source, track);
+  row.append(name, status, source, make("div", "number", duration(span.end - span.start)), track);
   row.addEventListener("click", (event) => {
     focusRow(row);
     if (event.target.className === "fold") fold(row, row.getAttribute("aria-expanded") === "true");

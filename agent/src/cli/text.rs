@@ -113,7 +113,7 @@ impl<'a> Output<'a> {
                 } else {
                     ("", padding.as_str())
                 };
-                line.push_str(&format!("{before}{text}{after}  "));
+                line.extend([before, &text, after, "  "]);
             }
             writeln!(self.out, "{}", line.trim_end())?;
         }

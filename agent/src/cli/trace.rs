@@ -34,7 +34,7 @@ pub(super) fn parse_id(text: &str) -> Option<TraceId> {
     }
     // A traceparent stands alone, or quoted in `traceparent;desc="00-..-..-01"`.
     let words = text.split(|letter: char| !letter.is_ascii_hexdigit() && letter != '-');
-    words.filter_map(traceparent).next()
+    words.into_iter().find_map(traceparent)
 }
 
 fn traceparent(word: &str) -> Option<TraceId> {

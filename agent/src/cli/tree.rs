@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::trace::v1::Span as ProtoSpan;
 
+use crate::span::TraceId;
 use crate::store::{attribute_text, StoredTrace};
 
 /// Depth beyond which the drawing stops moving right.
@@ -93,8 +94,7 @@ fn walk(
         let (service, span) = &spans[place];
         nodes.push(node(service, span, format!("{lines}{elbow}")));
         let below = match (depth, is_last) {
-            (0, _) => "",
-            (DEPTH_MAX.., _) => "",
+            (0 | DEPTH_MAX.., _) => "",
             (_, true) => "   ",
             (_, false) => "│  ",
         };
@@ -113,11 +113,8 @@ fn walk(
 fn node(service: &str, span: &ProtoSpan, branch: String) -> Node {
     let own = |key: &str| attribute(&span.attributes, key);
     Node {
-        trace_id: span
-            .trace_id
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        trace_id: <[u8; 16]>::try_from(&span.trace_id[..])
+            .map_or_else(|_| String::new(), |id| TraceId(id).hex()),
         branch,
         service: service.to_owned(),
         name: span.name.clone(),

@@ -174,7 +174,7 @@ const fn field_len(payload: usize) -> usize {
 
 fn string_pair(field: u64, key: &str, text: &str, out: &mut Vec<u8>) {
     pair(field, key, field_len(text.len()), out, |out| {
-        bytes_field(1, text.as_bytes(), out)
+        bytes_field(1, text.as_bytes(), out);
     });
 }
 
@@ -183,12 +183,12 @@ fn key_value(field: u64, (key, value): &Attribute, out: &mut Vec<u8>) {
         Value::Str(text) => string_pair(field, key, text, out),
         Value::Static(text) => string_pair(field, key, text, out),
         Value::Bool(flag) => pair(field, key, 2, out, |out| {
-            varint_field(2, u64::from(*flag), out)
+            varint_field(2, u64::from(*flag), out);
         }),
         Value::Int(number) => {
             let number = *number as u64;
             pair(field, key, 1 + varint_len(number), out, |out| {
-                varint_field(3, number, out)
+                varint_field(3, number, out);
             });
         }
         Value::StrArray(items) => {

@@ -94,16 +94,16 @@ impl TraceFilter {
                     .attributes
                     .push(parse_attribute(value).map_err(named)?),
                 "minDuration" => {
-                    filter.min_duration_ns = Some(parse_duration(value).map_err(named)?)
+                    filter.min_duration_ns = Some(parse_duration(value).map_err(named)?);
                 }
                 "maxDuration" => {
-                    filter.max_duration_ns = Some(parse_duration(value).map_err(named)?)
+                    filter.max_duration_ns = Some(parse_duration(value).map_err(named)?);
                 }
                 "since" => {
-                    filter.since_unix_ns = Some(parse_instant(value, now_unix_ns).map_err(named)?)
+                    filter.since_unix_ns = Some(parse_instant(value, now_unix_ns).map_err(named)?);
                 }
                 "until" => {
-                    filter.until_unix_ns = Some(parse_instant(value, now_unix_ns).map_err(named)?)
+                    filter.until_unix_ns = Some(parse_instant(value, now_unix_ns).map_err(named)?);
                 }
                 "limit" => filter.limit = parse_limit(value).map_err(named)?,
                 _ => return Err(named("no such parameter".to_owned())),

@@ -337,7 +337,7 @@ impl<'a> Snapshot<'a> {
                 break;
             }
             let is_candidate = !found.is_settled_at(part.start)
-                && !(filter.is_error && part.errors == 0)
+                && (!filter.is_error || part.errors > 0)
                 && !seen.contains(&part.trace_id)
                 && self.has_span(filter, row.get_ref(6)?.as_blob()?)?;
             if is_candidate && seen.insert(part.trace_id) && self.may_fit(filter, &part)? {

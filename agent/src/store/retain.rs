@@ -19,7 +19,7 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        const HOUR: Duration = Duration::from_secs(3_600);
+        const HOUR: Duration = Duration::from_hours(1);
         Self {
             age: HOUR * 24,
             errors: HOUR * 24 * 14,
@@ -92,7 +92,7 @@ pub(super) fn step(
         let slot = before(
             retention
                 .errors_age()
-                .min(retention.age.max(Duration::from_secs(3_600))),
+                .min(retention.age.max(Duration::from_hours(1))),
         ) as u64
             / SLOT_NS;
         removed += connection

@@ -228,9 +228,9 @@ fn open_immutable(path: &Path) -> rusqlite::Result<(Connection, i64, i64)> {
     for byte in path.as_os_str().as_encoded_bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'_' | b'.' => {
-                uri.push(char::from(*byte))
+                uri.push(char::from(*byte));
             }
-            other => uri.push_str(&format!("%{other:02x}")),
+            other => uri.extend(["%".to_owned(), format!("{other:02x}")]),
         }
     }
     uri.push_str("?immutable=1");

@@ -34,7 +34,7 @@ const ALIAS_BUCKETS: i64 = 2;
 /// Aliases of aliases that are followed.
 const CHAIN_MAX: usize = 16;
 /// Shortest time between two replacements of a file that went corrupt while in use.
-const REPLACE_EVERY: Duration = Duration::from_secs(60);
+const REPLACE_EVERY: Duration = Duration::from_mins(1);
 
 /// The part of the store that writes. Owned by its thread; tests drive it directly.
 pub(super) struct Writer {

@@ -30,7 +30,7 @@ const QUESTIONS: usize = 4;
 /// How long a client may take for a request's head, and how long an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection is served at all: one that never reads its answer ends here.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECTION_TIMEOUT: Duration = Duration::from_mins(2);
 /// Longest head of a request, also hyper's smallest setting.
 const HEAD_BYTES: usize = 16 << 10;
 

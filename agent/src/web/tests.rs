@@ -14,6 +14,9 @@ use crate::span::{Span, TraceAlias, Value};
 use crate::store::sample::{service, trace_id, SpanBuilder, BASE_NS};
 use crate::store::{Retention, Store};
 
+/// The samples' times lie long before the tests'.
+const DAYS: Duration = Duration::from_hours(240_000);
+
 /// A running API over a store; stops when dropped.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
@@ -65,7 +68,6 @@ impl Running {
         change: impl FnOnce(&mut ApiState),
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        const DAYS: Duration = Duration::from_secs(86_400 * 10_000);
         let store = Store::open(
             dir.path(),
             Retention {
@@ -81,7 +83,9 @@ impl Running {
         };
         change(&mut state);
         store.push(spans.into());
-        aliases.iter().for_each(|alias| store.push_alias(*alias));
+        for alias in aliases {
+            store.push_alias(*alias);
+        }
         assert!(store.close(Duration::from_secs(5)));
         Self::serve(
             dir,
@@ -199,35 +203,32 @@ fn traces_have_the_shape_of_the_contract() {
 #[test]
 fn every_parameter_of_traces_is_heard() {
     let api = Running::start(two_traces(), &[], |_| {});
-    let found = |query: &str| -> Vec<String> {
+    let found = |query: &str| -> Vec<u64> {
         let answer = api.get(&format!("/api/traces?{query}"));
         assert_eq!(answer.status, 200, "{query}: {}", answer.body);
         let json = answer.json();
+        let id = |trace: &Json| u64::from_str_radix(&trace["traceId"].as_str().unwrap()[16..], 16);
         json["traces"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|t| t["traceId"].as_str().unwrap().to_owned())
+            .map(|trace| id(trace).unwrap())
             .collect()
     };
-    let (one, two) = (trace_id(1).hex(), trace_id(2).hex());
-    assert_eq!(found("service=cart"), [one.clone()]);
-    assert_eq!(
-        found("operation=GET%20/cart/%7Bid%7D&limit=1"),
-        [two.clone()]
-    );
-    assert_eq!(found("status=error&service=&operation="), [one.clone()]);
-    assert_eq!(found("minDuration=20ms"), [one.clone()]);
-    assert_eq!(found("maxDuration=20ms"), [two.clone()]);
-    assert_eq!(found("attribute=k%3Dv%20w"), [two.clone()]);
+    assert_eq!(found("service=cart"), [1]);
+    assert_eq!(found("operation=GET%20/cart/%7Bid%7D&limit=1"), [2]);
+    assert_eq!(found("status=error&service=&operation="), [1]);
+    assert_eq!(found("minDuration=20ms"), [1]);
+    assert_eq!(found("maxDuration=20ms"), [2]);
+    assert_eq!(found("attribute=k%3Dv%20w"), [2]);
     assert_eq!(
         found("attribute=k%3Dv+w&attribute=http.request.method%3DGET"),
-        [two.clone()]
+        [2]
     );
-    assert_eq!(found("until=2026-01-01T00:00:00.5Z"), [one]);
-    assert_eq!(found("since=2026-01-01T00:00:00.5Z"), [two]);
-    assert_eq!(found("tenant=nobody"), [String::new(); 0]);
-    assert_eq!(found("since=1m"), [String::new(); 0]);
+    assert_eq!(found("until=2026-01-01T00:00:00.5Z"), [1]);
+    assert_eq!(found("since=2026-01-01T00:00:00.5Z"), [2]);
+    assert_eq!(found("tenant=nobody"), [0; 0]);
+    assert_eq!(found("since=1m"), [0; 0]);
     for (query, named) in [
         ("minDuration=5", "minDuration"),
         ("limit=0", "limit"),
@@ -506,7 +507,7 @@ fn foreign_hosts_and_origins_are_refused() {
 #[test]
 fn a_token_is_wanted_where_data_is() {
     let api = Running::start(two_traces(), &[], |state| {
-        state.token = Some("s3cret".into())
+        state.token = Some("s3cret".into());
     });
     let with = |path: &str, authorization: &str| {
         api.request(&format!(

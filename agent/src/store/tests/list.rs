@@ -175,7 +175,7 @@ fn a_list_attribute_is_met_by_one_item() {
         .build()]);
     let with = |text: &str| {
         bench.list(&filter(|f| {
-            f.attributes = vec![("http.request.header.x".into(), text.into())]
+            f.attributes = vec![("http.request.header.x".into(), text.into())];
         }))
     };
     assert_eq!(with("b"), [1]);

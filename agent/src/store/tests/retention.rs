@@ -2,7 +2,7 @@
 
 use super::*;
 
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR: Duration = Duration::from_hours(1);
 
 fn steps(bench: &Bench, retention: &Retention, now_ns: u64, budget: usize) -> usize {
     let step = || {
