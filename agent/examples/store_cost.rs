@@ -1,6 +1,6 @@
 //! What the store costs: instructions per span written, and the time of a lookup among many.
 //!
-//! `perf stat -e instructions:u store_cost write N PER_TRACE` less the same with `build` for `write` is the store's share;
+//! `perf stat -e instructions:u store_cost write N PER_TRACE [SIZE_MIB]` less the same with `build` for `write` is the store's share;
 //! `store_cost lookup N` fills a store and prints the median and the slowest of 1,000 lookups by trace id.
 
 use std::path::Path;
@@ -30,18 +30,19 @@ fn main() -> anyhow::Result<()> {
         })
     };
     let (spans, per_trace) = (number(1, 1_000_000)?, number(2, 2)?);
+    let size_bytes = number(3, 8 << 10)? << 20;
     let dir = std::env::temp_dir().join(format!("spanwire-store-cost-{}", std::process::id()));
     match arguments.first().map(String::as_str) {
         Some("build") => build(spans, per_trace),
         Some("write") => {
-            fill(&dir, spans, per_trace)?;
+            fill(&dir, spans, per_trace, size_bytes)?;
             std::fs::remove_dir_all(&dir)?;
         }
         Some("lookup") => {
             lookup(&dir, spans, per_trace)?;
             std::fs::remove_dir_all(&dir)?;
         }
-        _ => bail!("usage: store_cost build|write|lookup [SPANS [PER_TRACE]]"),
+        _ => bail!("usage: store_cost build|write|lookup [SPANS [PER_TRACE [SIZE_MIB]]]"),
     }
     Ok(())
 }
@@ -170,11 +171,11 @@ fn build(spans: u64, per_trace: u64) {
     }
 }
 
-fn fill(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<(Store, Made)> {
+fn fill(dir: &Path, spans: u64, per_trace: u64, size_bytes: u64) -> anyhow::Result<(Store, Made)> {
     let store = Store::open(
         dir,
         Retention {
-            size_bytes: 8 << 30,
+            size_bytes,
             ..Retention::default()
         },
     )?;
@@ -211,7 +212,7 @@ fn fill(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<(Store, Made)>
 }
 
 fn lookup(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<()> {
-    let (store, mut made) = fill(dir, spans, per_trace)?;
+    let (store, mut made) = fill(dir, spans, per_trace, 8 << 30)?;
     let reader = store.reader();
     let mut times: Vec<Duration> = Vec::new();
     for _ in 0..1_000 {

@@ -156,10 +156,22 @@ fn fixed64_field(field: u64, value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
+/// `field` is below 16: its tag takes one byte.
 fn bytes_field(field: u64, value: &[u8], out: &mut Vec<u8>) {
-    tag(field, BYTES, out);
-    varint(value.len() as u64, out);
+    length_field(field, value.len(), out);
     out.extend_from_slice(value);
+}
+
+/// Tag and length of a field that follows. Nearly all are shorter than 128 bytes, and a span has some sixty of them.
+#[inline]
+fn length_field(field: u64, length: usize, out: &mut Vec<u8>) {
+    let tag = (field << 3 | BYTES) as u8;
+    if length < 0x80 {
+        out.extend_from_slice(&[tag, length as u8]);
+    } else {
+        out.push(tag);
+        varint(length as u64, out);
+    }
 }
 
 /// Bytes a varint takes.
@@ -173,56 +185,43 @@ const fn field_len(payload: usize) -> usize {
 }
 
 fn string_pair(field: u64, key: &str, text: &str, out: &mut Vec<u8>) {
-    pair(field, key, field_len(text.len()), out, |out| {
-        bytes_field(1, text.as_bytes(), out);
-    });
+    pair(field, key, field_len(text.len()), out);
+    bytes_field(1, text.as_bytes(), out);
 }
 
 fn key_value(field: u64, (key, value): &Attribute, out: &mut Vec<u8>) {
     match value {
         Value::Str(text) => string_pair(field, key, text, out),
         Value::Static(text) => string_pair(field, key, text, out),
-        Value::Bool(flag) => pair(field, key, 2, out, |out| {
+        Value::Bool(flag) => {
+            pair(field, key, 2, out);
             varint_field(2, u64::from(*flag), out);
-        }),
+        }
         Value::Int(number) => {
             let number = *number as u64;
-            pair(field, key, 1 + varint_len(number), out, |out| {
-                varint_field(3, number, out);
-            });
+            pair(field, key, 1 + varint_len(number), out);
+            varint_field(3, number, out);
         }
         Value::StrArray(items) => {
-            let inner: usize = items
+            let inner = items
                 .iter()
                 .map(|item| field_len(field_len(item.len())))
                 .sum();
-            pair(field, key, field_len(inner), out, |out| {
-                tag(5, BYTES, out);
-                varint(inner as u64, out);
-                for item in items {
-                    tag(1, BYTES, out);
-                    varint(field_len(item.len()) as u64, out);
-                    bytes_field(1, item.as_bytes(), out);
-                }
-            });
+            pair(field, key, field_len(inner), out);
+            length_field(5, inner, out);
+            for item in items {
+                length_field(1, field_len(item.len()), out);
+                bytes_field(1, item.as_bytes(), out);
+            }
         }
     }
 }
 
-/// A KeyValue message whose AnyValue takes `value_len` bytes and is written by `value`.
-fn pair(
-    field: u64,
-    key: &str,
-    value_len: usize,
-    out: &mut Vec<u8>,
-    value: impl FnOnce(&mut Vec<u8>),
-) {
-    tag(field, BYTES, out);
-    varint((field_len(key.len()) + field_len(value_len)) as u64, out);
+/// A KeyValue message up to its AnyValue, whose `value_len` bytes the caller writes next.
+fn pair(field: u64, key: &str, value_len: usize, out: &mut Vec<u8>) {
+    length_field(field, field_len(key.len()) + field_len(value_len), out);
     bytes_field(1, key.as_bytes(), out);
-    tag(2, BYTES, out);
-    varint(value_len as u64, out);
-    value(out);
+    length_field(2, value_len, out);
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use crate::span::{SpanBatch, TraceAlias};
 
+mod cache;
 mod encode;
 mod filter;
 mod histogram;

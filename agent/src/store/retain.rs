@@ -45,6 +45,7 @@ impl Retention {
 /// A bucket's row, as far as retention cares.
 struct Oldest {
     id: i64,
+    first_part: i64,
     last_part: i64,
     swept: i64,
 }
@@ -74,30 +75,28 @@ pub(super) fn step(
 
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let done = (|| {
-        let mut removed = 0;
+        let (mut removed, mut worked) = (0, None);
         if is_over {
             removed += drop_oldest(connection, budget)?;
         } else if let Some(bucket) =
             oldest(connection, "max_end < ?1", before(retention.errors_age()))?
         {
-            removed += drop_parts(connection, bucket.id, budget)?;
+            removed += drop_parts(connection, &bucket, budget)?;
+            worked = Some(bucket.id);
         } else if let Some(bucket) = oldest(
             connection,
             "max_end < ?1 AND swept < last_part",
             before(retention.age),
         )? {
             removed += sweep(connection, &bucket, budget)?;
+            worked = Some(bucket.id);
         }
-        removed += drop_empty_buckets(connection, current_bucket)?;
-        let slot = before(
-            retention
-                .errors_age()
-                .min(retention.age.max(Duration::from_hours(1))),
-        ) as u64
-            / SLOT_NS;
-        removed += connection
-            .prepare_cached("DELETE FROM rollup WHERE slot < ?1")?
-            .execute([slot as i64])?;
+        for bucket in [worked, lowest_bucket(connection)?].into_iter().flatten() {
+            if bucket < current_bucket {
+                removed += drop_if_empty(connection, bucket)?;
+            }
+        }
+        removed += drop_rollup(connection, retention, now_ns)?;
         Ok(removed > 0)
     })();
     let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
@@ -122,48 +121,53 @@ fn oldest(
 ) -> rusqlite::Result<Option<Oldest>> {
     connection
         .prepare_cached(&format!(
-            "SELECT id, last_part, swept FROM bucket WHERE {condition} ORDER BY id LIMIT 1"
+            "SELECT id, first_part, last_part, swept FROM bucket WHERE {condition} ORDER BY id LIMIT 1"
         ))?
         .query_row([limit], |row| {
             Ok(Oldest {
                 id: row.get(0)?,
-                last_part: row.get(1)?,
-                swept: row.get(2)?,
+                first_part: row.get(1)?,
+                last_part: row.get(2)?,
+                swept: row.get(3)?,
             })
         })
         .optional()
 }
 
-/// Too big: the oldest parts go, errors or not.
+/// Too big: the oldest parts go, errors or not. Ids have few gaps, so a range of them is about as many parts.
 fn drop_oldest(connection: &Connection, budget: usize) -> rusqlite::Result<usize> {
     connection
-        .prepare_cached("DELETE FROM part WHERE id IN (SELECT id FROM part ORDER BY id LIMIT ?1)")?
+        .prepare_cached("DELETE FROM part WHERE id < (SELECT min(id) FROM part) + ?1")?
         .execute([budget as i64])
 }
 
-/// Too old even for errors.
-fn drop_parts(connection: &Connection, bucket: i64, budget: usize) -> rusqlite::Result<usize> {
+/// Too old even for errors. A bucket's parts are the ids between its first and its last.
+fn drop_parts(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqlite::Result<usize> {
+    let from: Option<i64> = connection
+        .prepare_cached("SELECT min(id) FROM part WHERE id BETWEEN ?1 AND ?2")?
+        .query_row([bucket.first_part, bucket.last_part], |row| row.get(0))?;
+    let Some(from) = from else { return Ok(0) };
+    let to = bucket.last_part.min(from + budget as i64);
     connection
-        .prepare_cached("DELETE FROM part WHERE id IN (SELECT id FROM part WHERE bucket = ?1 ORDER BY id LIMIT ?2)")?
-        .execute([bucket, budget as i64])
+        .prepare_cached("DELETE FROM part WHERE id BETWEEN ?1 AND ?2")?
+        .execute([from, to])
 }
 
 /// Past the common age: what belongs to a trace with an error stays.
 fn sweep(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqlite::Result<usize> {
     let mut look = connection.prepare_cached(
-        "SELECT id, trace_id, errors FROM part WHERE id > ?1 AND id <= ?2 AND bucket = ?3 ORDER BY id LIMIT ?4",
+        "SELECT id, trace_id, errors FROM part WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
     )?;
     // A trace's parts are moments apart: an error lies in the same bucket or in a neighbour.
     let mut has_error = connection.prepare_cached(
         "SELECT EXISTS(SELECT 1 FROM part WHERE bucket IN (?1 - 1, ?1, ?1 + 1) AND trace_id = ?2 AND errors > 0)",
     )?;
     let mut remove = connection.prepare_cached("DELETE FROM part WHERE id = ?1")?;
-    let from = first_to_sweep(connection, bucket)?;
+    let from = bucket.swept.max(bucket.first_part - 1);
     let seen: Vec<(i64, Vec<u8>, i64)> = look
-        .query_map(
-            params![from, bucket.last_part, bucket.id, budget as i64],
-            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-        )?
+        .query_map([from, bucket.last_part, budget as i64], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?
         .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
     for (id, trace_id, errors) in &seen {
@@ -184,24 +188,20 @@ fn sweep(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqlite::R
     Ok(removed)
 }
 
-/// The part before the first one to look at.
-fn first_to_sweep(connection: &Connection, bucket: &Oldest) -> rusqlite::Result<i64> {
-    let first: i64 = connection
-        .prepare_cached("SELECT first_part FROM bucket WHERE id = ?1")?
-        .query_row([bucket.id], |row| row.get(0))?;
-    Ok(bucket.swept.max(first - 1))
+fn lowest_bucket(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT min(id) FROM bucket")?
+        .query_row([], |row| row.get(0))
 }
 
-/// Takes away the oldest bucket when nothing is left in it, with its aliases and the resources last used in it.
-fn drop_empty_buckets(connection: &Connection, current: i64) -> rusqlite::Result<usize> {
-    let empty: Option<i64> = connection
-        .prepare_cached(
-            "SELECT id FROM bucket WHERE id < ?1 AND NOT EXISTS(SELECT 1 FROM part WHERE part.bucket = bucket.id)
-             ORDER BY id LIMIT 1",
-        )?
-        .query_row([current], |row| row.get(0))
-        .optional()?;
-    let Some(bucket) = empty else { return Ok(0) };
+/// Takes a bucket away when nothing is left in it, with its aliases and the resources that no later one uses.
+fn drop_if_empty(connection: &Connection, bucket: i64) -> rusqlite::Result<usize> {
+    let is_filled: bool = connection
+        .prepare_cached("SELECT EXISTS(SELECT 1 FROM part WHERE bucket = ?1)")?
+        .query_row([bucket], |row| row.get(0))?;
+    if is_filled {
+        return Ok(0);
+    }
     connection
         .prepare_cached("DELETE FROM alias WHERE bucket = ?1")?
         .execute([bucket])?;
@@ -214,4 +214,17 @@ fn drop_empty_buckets(connection: &Connection, current: i64) -> rusqlite::Result
         )?
         .execute([])?;
     Ok(1)
+}
+
+/// The counts per minute go with the traces they were made of; an hour of them stays for the page in any case.
+fn drop_rollup(
+    connection: &Connection,
+    retention: &Retention,
+    now_ns: u64,
+) -> rusqlite::Result<usize> {
+    let age = retention.age.max(Duration::from_hours(1));
+    let slot = now_ns.saturating_sub(age.as_nanos() as u64) / SLOT_NS;
+    connection
+        .prepare_cached("DELETE FROM rollup WHERE slot < ?1")?
+        .execute([slot as i64])
 }

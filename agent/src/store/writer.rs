@@ -1,7 +1,6 @@
 //! The thread that owns the database: gathers batches, writes each gathering in one transaction, then does one bounded
 //! step of retention.
 
-use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -9,12 +8,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{params, Connection, OptionalExtension};
 
+use super::cache::{RecentAliases, Resources, ALIASES_MAX};
 use super::encode;
 use super::queue::{Queue, Taken};
 use super::retain::{self, Retention};
 use super::rollup::Rollup;
 use super::schema;
-use crate::span::{Resource, Span, SpanStatus, TraceAlias, TraceId};
+use crate::span::{Span, SpanStatus, TraceAlias, TraceId};
 
 /// How long the writer gathers after the first span of a transaction. With the settle window this keeps a span's way
 /// to the store below 1.8 s (contract.md).
@@ -25,14 +25,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const TRANSACTION_SPANS: usize = 4_096;
 /// Parts in a bucket at most: its slice of the trace index then is about a megabyte.
 pub(super) const BUCKET_PARTS: i64 = 32_768;
-/// Resources whose row is remembered.
-const RESOURCES_MAX: usize = 4_096;
-/// Recent aliases that are applied to spans that come late.
-const ALIASES_MAX: usize = 16_384;
 /// Buckets searched for a trace that got an alias: it was written moments ago.
 const ALIAS_BUCKETS: i64 = 2;
-/// Aliases of aliases that are followed.
-const CHAIN_MAX: usize = 16;
 /// Shortest time between two replacements of a file that went corrupt while in use.
 const REPLACE_EVERY: Duration = Duration::from_mins(1);
 
@@ -44,17 +38,10 @@ pub(super) struct Writer {
     pub(super) bucket: Bucket,
     next_part: i64,
     newest: i64,
-    /// By address; the `Arc` is kept so that the address stays this resource's.
-    resources: HashMap<usize, KnownResource>,
+    resources: Resources,
     aliases: RecentAliases,
     rollup: Rollup,
-    scratch: Scratch,
-}
-
-struct KnownResource {
-    id: i64,
-    last_bucket: i64,
-    _held: Arc<Resource>,
+    order: Vec<Placed>,
 }
 
 /// The bucket being filled; mirrors its row.
@@ -68,44 +55,39 @@ pub(super) struct Bucket {
     max_end: i64,
 }
 
-#[derive(Default)]
-struct Scratch {
-    order: Vec<(TraceId, u32, u32)>,
-    span: Vec<u8>,
-    body: Vec<u8>,
+/// Where a span lies: its trace's id as a number (cheaper to sort by than bytes), its batch, its place there.
+type Placed = (u128, u32, u32);
+
+/// What a part's row says of its spans.
+struct Extent {
+    start: i64,
+    end: i64,
+    errors: i64,
 }
 
-/// The last aliases, forgotten first in, first out.
-#[derive(Default)]
-struct RecentAliases {
-    canonical: HashMap<TraceId, TraceId>,
-    order: VecDeque<TraceId>,
-}
-
-impl RecentAliases {
-    fn insert(&mut self, alias: TraceAlias) {
-        if self
-            .canonical
-            .insert(alias.alias, alias.canonical)
-            .is_none()
-        {
-            self.order.push_back(alias.alias);
-        }
-        if self.order.len() > ALIASES_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.canonical.remove(&oldest);
-            }
+impl Default for Extent {
+    fn default() -> Self {
+        Self {
+            start: i64::MAX,
+            end: 0,
+            errors: 0,
         }
     }
+}
 
-    fn resolve(&self, mut id: TraceId) -> TraceId {
-        for _ in 0..CHAIN_MAX {
-            match self.canonical.get(&id) {
-                Some(next) if *next != id => id = *next,
-                _ => break,
-            }
-        }
-        id
+impl Extent {
+    fn add(&mut self, span: &Span) {
+        self.start = self.start.min(span.start_unix_ns as i64);
+        self.end = self.end.max(span.end_unix_ns as i64);
+        self.errors += i64::from(span.status == SpanStatus::Error);
+    }
+}
+
+impl Bucket {
+    fn add(&mut self, part: &Extent) {
+        self.parts += 1;
+        self.min_start = self.min_start.min(part.start);
+        self.max_end = self.max_end.max(part.end);
     }
 }
 
@@ -182,10 +164,10 @@ impl Writer {
             },
             next_part: 1,
             newest: 0,
-            resources: HashMap::new(),
+            resources: Resources::default(),
             aliases: RecentAliases::default(),
             rollup: Rollup::default(),
-            scratch: Scratch::default(),
+            order: Vec::new(),
         };
         writer.reload()?;
         writer.recall_aliases()?;
@@ -301,70 +283,48 @@ impl Writer {
 
     fn write_spans(&mut self, batches: &[Arc<[Span]>], now_ns: u64) -> rusqlite::Result<u64> {
         // Sorted by trace: one row per trace, and neighbours in the index are inserted together.
-        let mut order = std::mem::take(&mut self.scratch.order);
-        order.clear();
+        self.order.clear();
         for (batch_index, batch) in batches.iter().enumerate() {
             for (index, span) in batch.iter().enumerate() {
                 self.rollup.record(span, now_ns);
-                order.push((
-                    self.aliases.resolve(span.trace_id),
-                    batch_index as u32,
-                    index as u32,
-                ));
+                let trace_id = u128::from_be_bytes(self.aliases.resolve(span.trace_id).0);
+                self.order
+                    .push((trace_id, batch_index as u32, index as u32));
             }
         }
-        order.sort_unstable();
-        let written = order
-            .chunk_by(|one, other| one.0 == other.0)
-            .try_for_each(|group| self.write_part(group, batches));
-        let spans = order.len() as u64;
-        self.scratch.order = order;
-        written.map(|()| spans)
-    }
-
-    /// One row: the spans of one trace.
-    fn write_part(
-        &mut self,
-        group: &[(TraceId, u32, u32)],
-        batches: &[Arc<[Span]>],
-    ) -> rusqlite::Result<()> {
-        let Some(&(trace_id, ..)) = group.first() else {
-            return Ok(());
-        };
-        let (mut scratch, mut body) = (
-            std::mem::take(&mut self.scratch.span),
-            std::mem::take(&mut self.scratch.body),
-        );
-        body.clear();
-        let (mut start, mut end, mut errors) = (i64::MAX, 0, 0i64);
-        for &(_, batch, index) in group {
-            let span = &batches[batch as usize][index as usize];
-            let resource = self.resource_id(&span.resource)?;
-            encode::span(span, resource, &mut scratch, &mut body);
-            start = start.min(span.start_unix_ns as i64);
-            end = end.max(span.end_unix_ns as i64);
-            errors += i64::from(span.status == SpanStatus::Error);
-        }
-        self.newest = self.newest.max(start);
-        self.connection
-            .prepare_cached("INSERT INTO part VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
-            .execute(params![
+        self.order.sort_unstable();
+        let mut insert = self
+            .connection
+            .prepare_cached("INSERT INTO part VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?;
+        let (mut scratch, mut body) = (Vec::new(), Vec::new());
+        for group in self.order.chunk_by(|one, other| one.0 == other.0) {
+            body.clear();
+            let mut extent = Extent::default();
+            for &(_, batch, index) in group {
+                let span = &batches[batch as usize][index as usize];
+                let resource =
+                    self.resources
+                        .id(&self.connection, &span.resource, self.bucket.id)?;
+                encode::span(span, resource, &mut scratch, &mut body);
+                extent.add(span);
+            }
+            let trace_id = group[0].0.to_be_bytes();
+            self.newest = self.newest.max(extent.start);
+            insert.execute(params![
                 self.next_part,
                 self.bucket.id,
-                &trace_id.0[..],
-                start,
-                end,
+                &trace_id[..],
+                extent.start,
+                extent.end,
                 self.newest,
                 group.len() as i64,
-                errors,
+                extent.errors,
                 &body
             ])?;
-        self.next_part += 1;
-        self.bucket.parts += 1;
-        self.bucket.min_start = self.bucket.min_start.min(start);
-        self.bucket.max_end = self.bucket.max_end.max(end);
-        (self.scratch.span, self.scratch.body) = (scratch, body);
-        Ok(())
+            self.next_part += 1;
+            self.bucket.add(&extent);
+        }
+        Ok(self.order.len() as u64)
     }
 
     fn write_bucket(&self) -> rusqlite::Result<()> {
@@ -384,55 +344,6 @@ impl Writer {
                 bucket.max_end
             ])?;
         Ok(())
-    }
-
-    fn resource_id(&mut self, resource: &Arc<Resource>) -> rusqlite::Result<i64> {
-        let bucket = self.bucket.id;
-        let address = Arc::as_ptr(resource).addr();
-        if let Some(known) = self.resources.get(&address) {
-            if known.last_bucket == bucket {
-                return Ok(known.id);
-            }
-        }
-        if self.resources.len() >= RESOURCES_MAX {
-            self.resources.clear();
-        }
-        let id = self.find_or_insert_resource(resource)?;
-        let known = KnownResource {
-            id,
-            last_bucket: bucket,
-            _held: Arc::clone(resource),
-        };
-        self.resources.insert(address, known);
-        Ok(id)
-    }
-
-    fn find_or_insert_resource(&self, resource: &Resource) -> rusqlite::Result<i64> {
-        let mut body = Vec::with_capacity(512);
-        encode::resource(resource, &mut body);
-        let hash = fnv1a(&body) as i64;
-        let found: Option<i64> = self
-            .connection
-            .prepare_cached("SELECT id FROM resource WHERE hash = ?1 AND body = ?2")?
-            .query_row(params![hash, &body], |row| row.get(0))
-            .optional()?;
-        if let Some(id) = found {
-            self.connection
-                .prepare_cached("UPDATE resource SET last_bucket = ?2 WHERE id = ?1")?
-                .execute([id, self.bucket.id])?;
-            return Ok(id);
-        }
-        self.connection
-            .prepare_cached(
-                "INSERT INTO resource(hash, last_bucket, service, body) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![
-                hash,
-                self.bucket.id,
-                &*resource.service_name,
-                &body
-            ])?;
-        Ok(self.connection.last_insert_rowid())
     }
 
     /// Remembers the alias and moves what was written under it.
@@ -524,11 +435,4 @@ impl Writer {
             tracing::debug!("the store's log was not folded in: {error}");
         }
     }
-}
-
-/// FNV-1a, to find a resource by content; equality decides.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
