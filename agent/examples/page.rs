@@ -161,7 +161,7 @@ async fn main() -> anyhow::Result<()> {
         let lines = if number == 20 {
             EVIL
         } else {
-            &CHECKOUT[..1 + (number as usize * 7) % CHECKOUT.len()]
+            &CHECKOUT[..=(number as usize * 7) % CHECKOUT.len()]
         };
         store.push(trace(number + 1, lines, now_ns - number * 3_700_000_000).into());
     }
