@@ -150,9 +150,7 @@ const EVIL: &[Line] = &[(
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let address = std::env::args()
-        .nth(1)
-        .unwrap_or_else(|| "127.0.0.1:4319".to_owned());
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:4319".to_owned());
     let address: SocketAddr = address.parse().context("expected ADDR:PORT")?;
     let dir = tempfile::tempdir()?;
     let store = Store::open(dir.path(), Retention::default())?;
@@ -182,11 +180,7 @@ async fn main() -> anyhow::Result<()> {
         names: Vec::new(),
     };
     let server = Server::api(address, state).await?;
-    println!(
-        "http://{}/  and http://{0}/#/trace/{}",
-        server.address()?,
-        id(100)
-    );
+    println!("http://{}/  and http://{0}/#/trace/{}", server.address()?, id(100));
     server
         .run(async {
             // Without a signal handler Ctrl-C ends the process all the same.
@@ -205,15 +199,10 @@ fn id(number: u64) -> TraceId {
 fn trace(number: u64, lines: &[Line], start_ns: u64) -> Vec<Span> {
     let mut above: Vec<SpanId> = Vec::new();
     let mut spans = Vec::new();
-    for (place, (depth, service, kind, name, at_ms, length_ms, source, failed)) in
-        lines.iter().enumerate()
-    {
+    for (place, (depth, service, kind, name, at_ms, length_ms, source, failed)) in lines.iter().enumerate() {
         let span_id = SpanId((number * 1_000 + place as u64 + 1).to_be_bytes());
         above.truncate(*depth);
-        let parent = above
-            .last()
-            .copied()
-            .filter(|_| *source != ParentSource::Unknown);
+        let parent = above.last().copied().filter(|_| *source != ParentSource::Unknown);
         above.push(span_id);
         let mut attributes = vec![
             (
@@ -225,10 +214,7 @@ fn trace(number: u64, lines: &[Line], start_ns: u64) -> Vec<Span> {
                 Value::Int(if *failed { 503 } else { 200 }),
             ),
             ("server.address".into(), Value::Static("10.0.0.7")),
-            (
-                "spanwire.parent.source".into(),
-                Value::Static(source.as_str()),
-            ),
+            ("spanwire.parent.source".into(), Value::Static(source.as_str())),
         ];
         if *source == ParentSource::Unknown {
             attributes.push(("spanwire.parent.reason".into(), Value::Static("runtime")));
@@ -244,11 +230,7 @@ fn trace(number: u64, lines: &[Line], start_ns: u64) -> Vec<Span> {
             name: (*name).into(),
             start_unix_ns: start_ns + at_ms * 1_000_000,
             end_unix_ns: start_ns + (at_ms + length_ms) * 1_000_000 + 40_000,
-            status: if *failed {
-                SpanStatus::Error
-            } else {
-                SpanStatus::Unset
-            },
+            status: if *failed { SpanStatus::Error } else { SpanStatus::Unset },
             attributes,
             resource: Arc::new(Resource {
                 service_name: (*service).into(),

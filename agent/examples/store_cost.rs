@@ -11,9 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{bail, Context};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spanwire::span::{
-    ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value,
-};
+use spanwire::span::{ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId, Value};
 use spanwire::store::{Retention, Store, TraceFilter, FILE_NAME};
 
 /// Spans handed over at once, as `route` does under load.
@@ -25,9 +23,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |place: usize, default: u64| -> anyhow::Result<u64> {
         let text = arguments.get(place);
-        text.map_or(Ok(default), |text| {
-            text.parse().context("expected a number")
-        })
+        text.map_or(Ok(default), |text| text.parse().context("expected a number"))
     };
     let (spans, per_trace) = (number(1, 1_000_000)?, number(2, 2)?);
     let size_bytes = number(3, 8 << 10)? << 20;
@@ -103,11 +99,7 @@ impl Made {
             parent_source: source,
             trace_flags: 3,
             trace_state: None,
-            kind: if is_client {
-                SpanKind::Client
-            } else {
-                SpanKind::Server
-            },
+            kind: if is_client { SpanKind::Client } else { SpanKind::Server },
             name: Arc::clone(&self.names[self.random.random_range(0..self.names.len())]),
             start_unix_ns: self.now_ns,
             end_unix_ns: self.now_ns + self.random.random_range(100_000..20_000_000),
@@ -127,14 +119,8 @@ impl Made {
                 ("network.protocol.version".into(), Value::Static("1.1")),
                 ("http.request.body.size".into(), Value::Int(0)),
                 ("http.response.body.size".into(), Value::Int(612)),
-                (
-                    "spanwire.parent.source".into(),
-                    Value::Static(source.as_str()),
-                ),
-                (
-                    "spanwire.wire.key".into(),
-                    Value::Static("9f86d081884c7d65"),
-                ),
+                ("spanwire.parent.source".into(), Value::Static(source.as_str())),
+                ("spanwire.wire.key".into(), Value::Static("9f86d081884c7d65")),
                 ("spanwire.request.read_ns".into(), Value::Int(1_234)),
                 ("spanwire.response.first_byte_ns".into(), Value::Int(91_234)),
             ],
@@ -150,10 +136,7 @@ fn resource(number: usize) -> Arc<Resource> {
         service_name: format!("service-{number}").into(),
         attributes: vec![
             ("service.name".into(), text(format!("service-{number}"))),
-            (
-                "service.instance.id".into(),
-                text(format!("node-1/{number}")),
-            ),
+            ("service.instance.id".into(), text(format!("node-1/{number}"))),
             ("host.name".into(), Value::Static("node-1")),
             ("process.pid".into(), Value::Int(4_000 + number as i64)),
             ("process.executable.name".into(), Value::Static("nginx")),
@@ -218,16 +201,11 @@ fn lookup(dir: &Path, spans: u64, per_trace: u64) -> anyhow::Result<()> {
     for _ in 0..1_000 {
         let id = made.ids[made.random.random_range(0..made.ids.len())];
         let begun = Instant::now();
-        reader
-            .trace(id)?
-            .context("a trace that was written is not found")?;
+        reader.trace(id)?.context("a trace that was written is not found")?;
         times.push(begun.elapsed());
     }
     times.sort_unstable();
-    println!(
-        "lookup by trace id: median {:?}, slowest {:?}",
-        times[500], times[999]
-    );
+    println!("lookup by trace id: median {:?}, slowest {:?}", times[500], times[999]);
     let nothing = |key: &str| vec![(key.to_owned(), "no".to_owned())];
     let questions = [
         ("the newest 20", TraceFilter::default()),

@@ -8,9 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 
 use crate::span::TraceId;
-use crate::store::{
-    FilterError, ServicesView, StoreError, StoreReader, StoredTrace, TraceFilter, TraceList,
-};
+use crate::store::{FilterError, ServicesView, StoreError, StoreReader, StoredTrace, TraceFilter, TraceList};
 
 /// Where the agent's API is unless configured otherwise.
 pub const DEFAULT_API: &str = "http://127.0.0.1:4319";
@@ -84,11 +82,7 @@ impl QueryError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Unknown(_)
-            | Self::Unreachable { .. }
-            | Self::Refused { .. }
-            | Self::Store(_)
-            | Self::Output(_) => 1,
+            Self::Unknown(_) | Self::Unreachable { .. } | Self::Refused { .. } | Self::Store(_) | Self::Output(_) => 1,
         }
     }
 
@@ -138,8 +132,7 @@ impl Source {
     /// Traces that meet `pairs` (the API's parameters), newest first.
     pub(super) fn traces(&self, pairs: &[(&'static str, String)]) -> Result<TraceList, QueryError> {
         let borrowed = pairs.iter().map(|(name, value)| (*name, value.as_str()));
-        let filter =
-            TraceFilter::from_pairs(borrowed, unix_now_ns()).map_err(|error| usage(&error))?;
+        let filter = TraceFilter::from_pairs(borrowed, unix_now_ns()).map_err(|error| usage(&error))?;
         match self {
             Self::Store(dir) => Ok(StoreReader::open(dir)?.traces(&filter)?),
             Self::Api { url, token } => ask(url, token.as_deref(), "/api/traces", pairs),
@@ -149,15 +142,11 @@ impl Source {
     /// The trace of this id, or of the one it stands for.
     pub(super) fn trace(&self, id: TraceId) -> Result<StoredTrace, QueryError> {
         match self {
-            Self::Store(dir) => StoreReader::open(dir)?
-                .trace(id)?
-                .ok_or(QueryError::Unknown(id)),
-            Self::Api { url, token } => {
-                match ask(url, token.as_deref(), &format!("/api/traces/{id}"), &[]) {
-                    Err(QueryError::Refused { status: 404, .. }) => Err(QueryError::Unknown(id)),
-                    answer => answer,
-                }
-            }
+            Self::Store(dir) => StoreReader::open(dir)?.trace(id)?.ok_or(QueryError::Unknown(id)),
+            Self::Api { url, token } => match ask(url, token.as_deref(), &format!("/api/traces/{id}"), &[]) {
+                Err(QueryError::Refused { status: 404, .. }) => Err(QueryError::Unknown(id)),
+                answer => answer,
+            },
         }
     }
 
@@ -166,8 +155,7 @@ impl Source {
         match self {
             Self::Store(dir) => {
                 let now_ns = unix_now_ns();
-                Ok(StoreReader::open(dir)?
-                    .services(now_ns.saturating_sub(SERVICES_WINDOW_NS), now_ns)?)
+                Ok(StoreReader::open(dir)?.services(now_ns.saturating_sub(SERVICES_WINDOW_NS), now_ns)?)
             }
             Self::Api { url, token } => ask(url, token.as_deref(), "/api/services", &[]),
         }
@@ -191,8 +179,7 @@ fn ask<T: DeserializeOwned>(
     pairs: &[(&'static str, String)],
 ) -> Result<T, QueryError> {
     if !url.starts_with("http://") {
-        let problem =
-            format!("--api: expected http://HOST:PORT, got {url:?} (the API speaks no TLS)");
+        let problem = format!("--api: expected http://HOST:PORT, got {url:?} (the API speaks no TLS)");
         return Err(QueryError::Usage(problem));
     }
     // No proxy: the agent is on this machine, and its answers are nobody else's.
@@ -206,9 +193,7 @@ fn ask<T: DeserializeOwned>(
         url: url.to_owned(),
         source: Box::new(source),
     };
-    let mut request = config
-        .new_agent()
-        .get(format!("{}{path}", url.trim_end_matches('/')));
+    let mut request = config.new_agent().get(format!("{}{path}", url.trim_end_matches('/')));
     for (name, value) in pairs {
         request = request.query(name, value);
     }
@@ -234,6 +219,5 @@ fn ask<T: DeserializeOwned>(
             problem.unwrap_or_else(|| "nothing that can be read".to_owned()),
         ));
     }
-    serde_json::from_slice(&body)
-        .map_err(|error| refused(format!("not what an agent says: {error}")))
+    serde_json::from_slice(&body).map_err(|error| refused(format!("not what an agent says: {error}")))
 }

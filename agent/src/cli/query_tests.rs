@@ -70,11 +70,7 @@ fn running() -> Running {
 }
 
 /// The same question to the API and to the file; both must answer alike.
-fn both(
-    running: &Running,
-    ask: impl Fn(&Source, &mut Output<'_>) -> Result<(), QueryError>,
-    is_json: bool,
-) -> String {
+fn both(running: &Running, ask: impl Fn(&Source, &mut Output<'_>) -> Result<(), QueryError>, is_json: bool) -> String {
     let api = Source::Api {
         url: format!("http://{}", running.address),
         token: None,
@@ -111,11 +107,7 @@ fn every_flag_of_traces_reaches_the_filter() {
     let found = |change: &dyn Fn(&mut TracesOptions)| -> usize {
         let mut options = TracesOptions::default();
         change(&mut options);
-        let printed = both(
-            &running,
-            |source, output| traces::run(&options, source, output),
-            true,
-        );
+        let printed = both(&running, |source, output| traces::run(&options, source, output), true);
         serde_json::from_str::<Json>(&printed).unwrap()["traces"]
             .as_array()
             .unwrap()
@@ -131,23 +123,11 @@ fn every_flag_of_traces_reaches_the_filter() {
         found(&|o| o.attributes = vec![("http.response.status_code".into(), "200".into())]),
         2
     );
-    assert_eq!(
-        found(&|o| o.attributes = vec![("a&b=c".into(), "d e".into())]),
-        0
-    );
-    assert_eq!(
-        found(&|o| o.min_duration = Some(Duration::from_millis(50))),
-        1
-    );
-    assert_eq!(
-        found(&|o| o.max_duration = Some(Duration::from_millis(50))),
-        1
-    );
+    assert_eq!(found(&|o| o.attributes = vec![("a&b=c".into(), "d e".into())]), 0);
+    assert_eq!(found(&|o| o.min_duration = Some(Duration::from_millis(50))), 1);
+    assert_eq!(found(&|o| o.max_duration = Some(Duration::from_millis(50))), 1);
     assert_eq!(found(&|o| o.since = Some("2026-01-01T00:00:01Z".into())), 1);
-    assert_eq!(
-        found(&|o| o.until = Some("2026-01-01T01:00:01+01:00".into())),
-        1
-    );
+    assert_eq!(found(&|o| o.until = Some("2026-01-01T01:00:01+01:00".into())), 1);
 }
 
 #[test]
@@ -156,10 +136,7 @@ fn a_trace_prints_its_tree_and_waterfall() {
     let ids = [
         trace_id(1).hex(),
         trace_id(9).hex(),
-        format!(
-            "traceparent;desc=\"00-{}-00f067aa0ba902b7-01\"",
-            trace_id(9).hex()
-        ),
+        format!("traceparent;desc=\"00-{}-00f067aa0ba902b7-01\"", trace_id(9).hex()),
     ];
     let expected = "\
 abababababababab0000000000000001  2026-01-01T00:00:00.000Z  100 ms  5 spans  1 error
@@ -172,11 +149,7 @@ shop  GET /                 server  200        root                100 ms  |█�
 cart  GET /stock            client  200        unknown: runtime      0 ns  |           █                               |
 ";
     for id in ids {
-        let printed = both(
-            &running,
-            |source, output| trace::run(&id, source, output),
-            false,
-        );
+        let printed = both(&running, |source, output| trace::run(&id, source, output), false);
         assert_eq!(printed, expected);
     }
 }
@@ -218,24 +191,11 @@ fn colours_come_only_when_asked_for_and_names_never_bring_their_own() {
 fn services_print_a_table() {
     let running = running();
     let printed = both(&running, services::run, false);
-    let lines: Vec<Vec<&str>> = printed
-        .lines()
-        .map(|line| line.split_whitespace().collect())
-        .collect();
+    let lines: Vec<Vec<&str>> = printed.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0][..4], ["SERVICE", "REQ/S", "REQUESTS", "ERRORS"]);
     assert_eq!(
         lines[1],
-        [
-            "cart",
-            "0.00",
-            "0",
-            "0",
-            "-",
-            "-",
-            "-",
-            "-",
-            "2026-01-01T00:00:00.060Z"
-        ]
+        ["cart", "0.00", "0", "0", "-", "-", "-", "-", "2026-01-01T00:00:00.060Z"]
     );
     assert_eq!(lines[2][0], "shop");
 }
@@ -274,16 +234,12 @@ fn failures_have_their_exit_status_and_name_a_remedy() {
         token: None,
     };
     let file = Source::Store(running.dir.path().to_owned());
-    let ask = |id: &str, source: &Source| {
-        trace::run(id, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err()
-    };
+    let ask =
+        |id: &str, source: &Source| trace::run(id, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err();
     for source in [&api, &file] {
         let unknown = ask(&trace_id(8).hex(), source);
         assert_eq!(
-            (
-                unknown.exit_code(),
-                unknown.to_string().contains("no trace")
-            ),
+            (unknown.exit_code(), unknown.to_string().contains("no trace")),
             (1, true),
             "{unknown}"
         );
@@ -292,13 +248,9 @@ fn failures_have_their_exit_status_and_name_a_remedy() {
             since: Some("soon".into()),
             ..TracesOptions::default()
         };
-        let usage =
-            traces::run(&options, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err();
+        let usage = traces::run(&options, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err();
         assert_eq!(
-            (
-                usage.exit_code(),
-                usage.to_string().starts_with("--since: expected")
-            ),
+            (usage.exit_code(), usage.to_string().starts_with("--since: expected")),
             (2, true),
             "{usage}"
         );
@@ -306,8 +258,7 @@ fn failures_have_their_exit_status_and_name_a_remedy() {
             min_duration: Some(Duration::MAX),
             ..TracesOptions::default()
         };
-        let usage =
-            traces::run(&options, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err();
+        let usage = traces::run(&options, source, &mut Output::plain(&mut Vec::new(), true)).unwrap_err();
         assert!(usage.to_string().starts_with("--min-duration: "), "{usage}");
     }
     let nobody = Source::Api {
@@ -317,9 +268,7 @@ fn failures_have_their_exit_status_and_name_a_remedy() {
     let error = ask(&trace_id(1).hex(), &nobody);
     assert_eq!(error.exit_code(), 1);
     assert!(
-        error
-            .to_string()
-            .contains("no agent answers at http://127.0.0.1:9"),
+        error.to_string().contains("no agent answers at http://127.0.0.1:9"),
         "{error}"
     );
     assert!(error.to_string().contains("--store DIR"), "{error}");
@@ -352,9 +301,7 @@ fn a_token_is_sent_and_a_refusal_is_passed_on() {
     let error = ask(None).unwrap_err();
     assert_eq!(error.exit_code(), 1);
     assert!(
-        error
-            .to_string()
-            .contains("answered 401: a bearer token is required"),
+        error.to_string().contains("answered 401: a bearer token is required"),
         "{error}"
     );
 }

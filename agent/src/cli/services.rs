@@ -34,13 +34,7 @@ pub fn run(source: &Source, output: &mut Output<'_>) -> Result<(), QueryError> {
 
 fn row(service: &ServiceView) -> Vec<Cell> {
     let is_idle = service.requests == 0;
-    let latency = |length_ns: u64| {
-        Cell::plain(if is_idle {
-            "-".to_owned()
-        } else {
-            duration(length_ns)
-        })
-    };
+    let latency = |length_ns: u64| Cell::plain(if is_idle { "-".to_owned() } else { duration(length_ns) });
     let errors = match service.errors {
         0 => Cell::plain("0"),
         count => {

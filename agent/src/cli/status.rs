@@ -25,14 +25,8 @@ pub(super) fn print(status: &Value, output: &mut Output<'_>) -> std::io::Result<
     section(entries, 0, output)
 }
 
-fn section(
-    entries: &Map<String, Value>,
-    depth: usize,
-    output: &mut Output<'_>,
-) -> std::io::Result<()> {
-    let (plain, nested): (Vec<_>, Vec<_>) = entries
-        .iter()
-        .partition(|(_, value)| is_plain(value, depth));
+fn section(entries: &Map<String, Value>, depth: usize, output: &mut Output<'_>) -> std::io::Result<()> {
+    let (plain, nested): (Vec<_>, Vec<_>) = entries.iter().partition(|(_, value)| is_plain(value, depth));
     let width = plain
         .iter()
         .map(|(key, _)| escape(key).chars().count())
@@ -65,11 +59,7 @@ fn is_plain(value: &Value, depth: usize) -> bool {
 /// Objects as rows, their keys as columns in the order in which they first appear.
 fn table(items: &[Value], output: &mut Output<'_>) -> std::io::Result<()> {
     let mut keys: Vec<&str> = Vec::new();
-    for key in items
-        .iter()
-        .filter_map(Value::as_object)
-        .flat_map(Map::keys)
-    {
+    for key in items.iter().filter_map(Value::as_object).flat_map(Map::keys) {
         if !keys.contains(&key.as_str()) {
             keys.push(key);
         }

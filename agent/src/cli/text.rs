@@ -2,9 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use time::format_description::well_known::iso8601::{
-    Config, EncodedConfig, Iso8601, TimePrecision,
-};
+use time::format_description::well_known::iso8601::{Config, EncodedConfig, Iso8601, TimePrecision};
 use time::OffsetDateTime;
 
 /// Columns of a terminal that does not say.
@@ -45,9 +43,7 @@ impl<'a> Output<'a> {
     /// As standard output wants it: colours only on a terminal and never with `NO_COLOR`.
     pub fn for_stdout(out: &'a mut dyn Write, is_json: bool) -> Self {
         let is_refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let columns = std::env::var("COLUMNS")
-            .ok()
-            .and_then(|columns| columns.parse().ok());
+        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         Self {
             out,
             is_json,
@@ -72,10 +68,7 @@ impl<'a> Output<'a> {
     }
 
     /// One JSON document and a line end.
-    pub(super) fn json(
-        &mut self,
-        value: &impl serde::Serialize,
-    ) -> Result<(), super::client::QueryError> {
+    pub(super) fn json(&mut self, value: &impl serde::Serialize) -> Result<(), super::client::QueryError> {
         serde_json::to_writer(&mut *self.out, value)?;
         Ok(writeln!(self.out)?)
     }
@@ -89,10 +82,7 @@ impl<'a> Output<'a> {
                     .iter()
                     .filter_map(|row| row.get(column))
                     .map(|cell| cell.text.chars().count());
-                cells
-                    .chain([title(titles[column]).chars().count()])
-                    .max()
-                    .unwrap_or(0)
+                cells.chain([title(titles[column]).chars().count()]).max().unwrap_or(0)
             })
             .collect();
         let head: Vec<Cell> = titles
@@ -103,10 +93,9 @@ impl<'a> Output<'a> {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
                 let padding = " ".repeat(widths[column].saturating_sub(cell.text.chars().count()));
-                let text = cell.colour.map_or_else(
-                    || cell.text.clone(),
-                    |colour| self.paint(colour, &cell.text),
-                );
+                let text = cell
+                    .colour
+                    .map_or_else(|| cell.text.clone(), |colour| self.paint(colour, &cell.text));
                 let is_right = titles[column].starts_with('>');
                 let (before, after) = if is_right {
                     (padding.as_str(), "")
@@ -166,10 +155,7 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_owned();
     }
-    text.chars()
-        .take(most.saturating_sub(1))
-        .chain(['…'])
-        .collect()
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// Nanoseconds for people: three digits or so.
@@ -200,9 +186,7 @@ pub(super) fn instant(unix_ns: u64) -> String {
         .set_year_is_six_digits(false)
         .encode();
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ns));
-    let text = at
-        .ok()
-        .and_then(|at| at.format(&Iso8601::<MILLISECONDS>).ok());
+    let text = at.ok().and_then(|at| at.format(&Iso8601::<MILLISECONDS>).ok());
     text.unwrap_or_else(|| format!("{unix_ns} ns"))
 }
 
@@ -217,10 +201,7 @@ mod tests {
             escape("a\u{1b}[31m\r\nb\u{7}\u{9b}"),
             "a\\u{1b}[31m\\u{d}\\u{a}b\\u{7}\\u{9b}"
         );
-        assert_eq!(
-            escape("a\u{202e}b\u{2066}\u{200b}"),
-            "a\\u{202e}b\\u{2066}\\u{200b}"
-        );
+        assert_eq!(escape("a\u{202e}b\u{2066}\u{200b}"), "a\\u{202e}b\\u{2066}\\u{200b}");
     }
 
     #[test]
@@ -240,14 +221,8 @@ mod tests {
 
     #[test]
     fn instants_are_utc_with_milliseconds() {
-        assert_eq!(
-            instant(1_767_225_600_123_456_789),
-            "2026-01-01T00:00:00.123Z"
-        );
-        assert_eq!(
-            instant(1_767_225_600_000_000_000),
-            "2026-01-01T00:00:00.000Z"
-        );
+        assert_eq!(instant(1_767_225_600_123_456_789), "2026-01-01T00:00:00.123Z");
+        assert_eq!(instant(1_767_225_600_000_000_000), "2026-01-01T00:00:00.000Z");
         assert_eq!(instant(0), "1970-01-01T00:00:00.000Z");
     }
 

@@ -62,37 +62,16 @@ fn print(nodes: &[Node], output: &mut Output<'_>) -> std::io::Result<()> {
         count(nodes.len(), "span"),
         count(errors, "error"),
     );
-    writeln!(
-        output.out,
-        "{}  {facts}",
-        output.paint(Colour::Bold, &top.trace_id)
-    )?;
+    writeln!(output.out, "{}  {facts}", output.paint(Colour::Bold, &top.trace_id))?;
     writeln!(output.out)?;
 
     let rows: Vec<Row> = nodes.iter().map(Row::of).collect();
-    let widest = |text: fn(&Row) -> &str| {
-        rows.iter()
-            .map(|row| text(row).chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let (kind, status) = (
-        widest(|row| &row.kind).max(4),
-        widest(|row| &row.status).max(6),
-    );
-    let (source, length) = (
-        widest(|row| &row.source).max(6),
-        widest(|row| &row.length).max(8),
-    );
+    let widest = |text: fn(&Row) -> &str| rows.iter().map(|row| text(row).chars().count()).max().unwrap_or(0);
+    let (kind, status) = (widest(|row| &row.kind).max(4), widest(|row| &row.status).max(6));
+    let (source, length) = (widest(|row| &row.source).max(6), widest(|row| &row.length).max(8));
     let fixed = kind + status + source + length + 2 * 5 + 2;
-    let name = widest(|row| &row.name).clamp(
-        4,
-        NAME_MAX.min(output.width.saturating_sub(fixed + BAR_MIN).max(20)),
-    );
-    let bar = output
-        .width
-        .saturating_sub(fixed + name)
-        .clamp(BAR_MIN, BAR_MAX);
+    let name = widest(|row| &row.name).clamp(4, NAME_MAX.min(output.width.saturating_sub(fixed + BAR_MIN).max(20)));
+    let bar = output.width.saturating_sub(fixed + name).clamp(BAR_MIN, BAR_MAX);
 
     let titles = format!(
         "{:name$}  {:kind$}  {:status$}  {:source$}  {:>length$}",
@@ -107,11 +86,7 @@ fn print(nodes: &[Node], output: &mut Output<'_>) -> std::io::Result<()> {
         } else {
             status_text
         };
-        let bar_colour = if node.is_error {
-            Colour::Red
-        } else {
-            Colour::Cyan
-        };
+        let bar_colour = if node.is_error { Colour::Red } else { Colour::Cyan };
         let drawn = waterfall(
             node.start_ns - start_ns,
             node.end_ns.max(node.start_ns) - start_ns,
@@ -157,12 +132,7 @@ impl Row {
             (None, None, false) => "-".to_owned(),
         };
         Self {
-            name: format!(
-                "{}{}  {}",
-                node.branch,
-                escape(&node.service),
-                escape(&node.name)
-            ),
+            name: format!("{}{}  {}", node.branch, escape(&node.service), escape(&node.name)),
             kind: node.kind.to_owned(),
             status: escape(&status),
             source: escape(&source),
@@ -204,11 +174,7 @@ mod tests {
             format!("traceparent: {parent}"),
             format!("01-{ID}-00f067aa0ba902b7-01-later"),
         ] {
-            assert_eq!(
-                parse_id(&text).map(TraceId::hex).as_deref(),
-                Some(ID),
-                "{text}"
-            );
+            assert_eq!(parse_id(&text).map(TraceId::hex).as_deref(), Some(ID), "{text}");
         }
     }
 

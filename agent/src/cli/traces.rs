@@ -48,8 +48,7 @@ pub struct TracesOptions {
 impl TracesOptions {
     /// The API's parameters.
     fn pairs(&self) -> Vec<(&'static str, String)> {
-        let length =
-            |length: Option<Duration>| length.map(|length| format!("{}ns", length.as_nanos()));
+        let length = |length: Option<Duration>| length.map(|length| format!("{}ns", length.as_nanos()));
         let single = [
             ("service", self.service.clone()),
             ("operation", self.operation.clone()),
@@ -74,11 +73,7 @@ impl TracesOptions {
 }
 
 /// Runs the command. With `is_follow` it ends only by an error, such as a closed pipe.
-pub fn run(
-    options: &TracesOptions,
-    source: &Source,
-    output: &mut Output<'_>,
-) -> Result<(), QueryError> {
+pub fn run(options: &TracesOptions, source: &Source, output: &mut Output<'_>) -> Result<(), QueryError> {
     let list = source.traces(&options.pairs())?;
     if !options.is_follow {
         return print(&list, output);
@@ -134,11 +129,7 @@ fn row(trace: &TraceSummary) -> Vec<Cell> {
         } else {
             Cell::plain(errors)
         },
-        Cell::plain(format!(
-            "{}: {}",
-            escape(&trace.root_service),
-            escape(&trace.root_name)
-        )),
+        Cell::plain(format!("{}: {}", escape(&trace.root_service), escape(&trace.root_name))),
         Cell::plain(escape(&trace.services.join(", "))),
     ]
 }
@@ -152,17 +143,8 @@ struct Followed {
 
 impl Followed {
     /// Prints what is new and whole, oldest first.
-    fn print_new(
-        &mut self,
-        list: TraceList,
-        now_ns: u64,
-        output: &mut Output<'_>,
-    ) -> Result<(), QueryError> {
-        let listed: HashSet<String> = list
-            .traces
-            .iter()
-            .map(|trace| trace.trace_id.clone())
-            .collect();
+    fn print_new(&mut self, list: TraceList, now_ns: u64, output: &mut Output<'_>) -> Result<(), QueryError> {
+        let listed: HashSet<String> = list.traces.iter().map(|trace| trace.trace_id.clone()).collect();
         let is_whole = |trace: &TraceSummary| {
             trace
                 .start_time_unix_nano
@@ -189,11 +171,7 @@ impl Followed {
     }
 
     /// Columns of fixed width: the next line's cells are not known yet.
-    fn print_line(
-        &mut self,
-        trace: &TraceSummary,
-        output: &mut Output<'_>,
-    ) -> Result<(), QueryError> {
+    fn print_line(&mut self, trace: &TraceSummary, output: &mut Output<'_>) -> Result<(), QueryError> {
         if !std::mem::replace(&mut self.has_title, true) {
             let title = format!(
                 "{:24}  {:32}  {:>8}  {:>5}  {:>6}  ROOT",
@@ -242,10 +220,7 @@ mod tests {
     #[test]
     fn following_shows_each_whole_trace_once_and_oldest_first() {
         let list = |ids: &[(&str, u64)]| TraceList {
-            traces: ids
-                .iter()
-                .map(|(id, start_s)| summary(id, *start_s))
-                .collect(),
+            traces: ids.iter().map(|(id, start_s)| summary(id, *start_s)).collect(),
             partial: false,
         };
         let mut bytes = Vec::new();
@@ -256,11 +231,7 @@ mod tests {
             .print_new(list(&[("b", 20), ("a", 10)]), now(21), &mut output)
             .unwrap();
         followed
-            .print_new(
-                list(&[("c", 23), ("b", 20), ("a", 10)]),
-                now(24),
-                &mut output,
-            )
+            .print_new(list(&[("c", 23), ("b", 20), ("a", 10)]), now(24), &mut output)
             .unwrap();
         followed
             .print_new(list(&[("c", 23), ("b", 20)]), now(26), &mut output)

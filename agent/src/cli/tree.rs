@@ -37,12 +37,7 @@ pub(super) fn preorder(trace: StoredTrace) -> Vec<Node> {
         let of_group = group.scope_spans.into_iter().flat_map(|scope| scope.spans);
         spans.extend(of_group.map(|span| (service.clone(), span)));
     }
-    spans.sort_by_key(|(_, span)| {
-        (
-            span.start_time_unix_nano,
-            std::cmp::Reverse(span.end_time_unix_nano),
-        )
-    });
+    spans.sort_by_key(|(_, span)| (span.start_time_unix_nano, std::cmp::Reverse(span.end_time_unix_nano)));
     let places: HashMap<&[u8], usize> = spans
         .iter()
         .enumerate()
@@ -100,12 +95,7 @@ fn walk(
         };
         let lines = format!("{lines}{below}");
         for (index, child) in children[place].iter().enumerate().rev() {
-            stack.push((
-                *child,
-                lines.clone(),
-                depth + 1,
-                index + 1 == children[place].len(),
-            ));
+            stack.push((*child, lines.clone(), depth + 1, index + 1 == children[place].len()));
         }
     }
 }
@@ -113,8 +103,7 @@ fn walk(
 fn node(service: &str, span: &ProtoSpan, branch: String) -> Node {
     let own = |key: &str| attribute(&span.attributes, key);
     Node {
-        trace_id: <[u8; 16]>::try_from(&span.trace_id[..])
-            .map_or_else(|_| String::new(), |id| TraceId(id).hex()),
+        trace_id: <[u8; 16]>::try_from(&span.trace_id[..]).map_or_else(|_| String::new(), |id| TraceId(id).hex()),
         branch,
         service: service.to_owned(),
         name: span.name.clone(),

@@ -64,11 +64,7 @@ impl Resources {
     }
 }
 
-fn find_or_insert(
-    connection: &Connection,
-    resource: &Resource,
-    bucket: i64,
-) -> rusqlite::Result<i64> {
+fn find_or_insert(connection: &Connection, resource: &Resource, bucket: i64) -> rusqlite::Result<i64> {
     let mut body = Vec::with_capacity(512);
     encode::resource(resource, &mut body);
     let hash = fnv1a(&body) as i64;
@@ -83,9 +79,7 @@ fn find_or_insert(
         return Ok(id);
     }
     connection
-        .prepare_cached(
-            "INSERT INTO resource(hash, last_bucket, service, body) VALUES (?1, ?2, ?3, ?4)",
-        )?
+        .prepare_cached("INSERT INTO resource(hash, last_bucket, service, body) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![hash, bucket, &*resource.service_name, &body])?;
     Ok(connection.last_insert_rowid())
 }
@@ -106,11 +100,7 @@ pub(super) struct RecentAliases {
 
 impl RecentAliases {
     pub(super) fn insert(&mut self, alias: TraceAlias) {
-        if self
-            .canonical
-            .insert(alias.alias, alias.canonical)
-            .is_none()
-        {
+        if self.canonical.insert(alias.alias, alias.canonical).is_none() {
             self.order.push_back(alias.alias);
         }
         if self.order.len() > ALIASES_MAX {

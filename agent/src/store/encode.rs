@@ -203,10 +203,7 @@ fn key_value(field: u64, (key, value): &Attribute, out: &mut Vec<u8>) {
             varint_field(3, number, out);
         }
         Value::StrArray(items) => {
-            let inner = items
-                .iter()
-                .map(|item| field_len(field_len(item.len())))
-                .sum();
+            let inner = items.iter().map(|item| field_len(field_len(item.len()))).sum();
             pair(field, key, field_len(inner), out);
             length_field(5, inner, out);
             for item in items {
@@ -283,23 +280,13 @@ mod tests {
             Some(&Any::StringValue("é\u{1}".into()))
         );
         assert_eq!(find(&read.attributes, "a.int"), Some(&Any::IntValue(-5)));
-        assert_eq!(
-            find(&read.attributes, "a.bool"),
-            Some(&Any::BoolValue(true))
-        );
-        assert_eq!(
-            find(&read.attributes, TENANT),
-            Some(&Any::StringValue("acme".into()))
-        );
+        assert_eq!(find(&read.attributes, "a.bool"), Some(&Any::BoolValue(true)));
+        assert_eq!(find(&read.attributes, TENANT), Some(&Any::StringValue("acme".into())));
         assert!(find(&read.attributes, PARENT_SOURCE).is_some());
         let Some(Any::ArrayValue(list)) = find(&read.attributes, "a.list") else {
             panic!("not a list")
         };
-        let items: Vec<_> = list
-            .values
-            .iter()
-            .map(|item| item.value.clone().unwrap())
-            .collect();
+        let items: Vec<_> = list.values.iter().map(|item| item.value.clone().unwrap()).collect();
         assert_eq!(items[0], Any::StringValue("x".into()));
         assert_eq!(items[1], Any::StringValue(String::new()));
         assert_eq!(items[2], Any::StringValue("y".repeat(300)));
@@ -338,12 +325,7 @@ mod tests {
     #[test]
     fn a_cut_body_ends_without_a_span() {
         let (mut scratch, mut body) = (Vec::new(), Vec::new());
-        span(
-            &SpanBuilder::server(1, 2).build(),
-            1,
-            &mut scratch,
-            &mut body,
-        );
+        span(&SpanBuilder::server(1, 2).build(), 1, &mut scratch, &mut body);
         for cut in 0..body.len() {
             assert_eq!(spans(&body[..cut]).count(), 0, "cut at {cut}");
         }

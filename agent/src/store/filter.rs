@@ -90,9 +90,7 @@ impl TraceFilter {
                 "operation" => filter.operation = Some(value.to_owned()),
                 "tenant" => filter.tenant = Some(value.to_owned()),
                 "status" => filter.is_error = parse_status(value).map_err(named)?,
-                "attribute" => filter
-                    .attributes
-                    .push(parse_attribute(value).map_err(named)?),
+                "attribute" => filter.attributes.push(parse_attribute(value).map_err(named)?),
                 "minDuration" => {
                     filter.min_duration_ns = Some(parse_duration(value).map_err(named)?);
                 }
@@ -132,29 +130,14 @@ impl TraceFilter {
 
     /// True when this span, of this resource, is one that is looked for.
     pub(super) fn fits_span(&self, span: &ProtoSpan, resource: &[KeyValue]) -> bool {
-        let is_error = span
-            .status
-            .as_ref()
-            .is_some_and(|status| status.code == STATUS_ERROR);
+        let is_error = span.status.as_ref().is_some_and(|status| status.code == STATUS_ERROR);
         let has = |key: &str, text: &str| {
             let mut both = span.attributes.iter().chain(resource);
-            both.any(|pair| {
-                pair.key == key
-                    && pair
-                        .value
-                        .as_ref()
-                        .is_some_and(|value| matches_text(value, text))
-            })
+            both.any(|pair| pair.key == key && pair.value.as_ref().is_some_and(|value| matches_text(value, text)))
         };
         (!self.is_error || is_error)
-            && self
-                .operation
-                .as_ref()
-                .is_none_or(|name| *name == span.name)
-            && self
-                .tenant
-                .as_ref()
-                .is_none_or(|tenant| has("spanwire.tenant", tenant))
+            && self.operation.as_ref().is_none_or(|name| *name == span.name)
+            && self.tenant.as_ref().is_none_or(|tenant| has("spanwire.tenant", tenant))
             && self.attributes.iter().all(|(key, text)| has(key, text))
     }
 }
@@ -176,9 +159,7 @@ fn parse_attribute(value: &str) -> Result<(String, String), String> {
 fn parse_limit(value: &str) -> Result<usize, String> {
     match value.parse() {
         Ok(limit @ 1..=LIMIT_MAX) => Ok(limit),
-        _ => Err(format!(
-            "expected a number from 1 to {LIMIT_MAX}, got {value:?}"
-        )),
+        _ => Err(format!("expected a number from 1 to {LIMIT_MAX}, got {value:?}")),
     }
 }
 
@@ -225,9 +206,10 @@ pub fn parse_instant(text: &str, now_unix_ns: u64) -> Result<u64, String> {
     }
     // A plus sign in a query string arrives as a space.
     let instant = OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339);
-    instant.ok().and_then(|instant| u64::try_from(instant.unix_timestamp_nanos()).ok()).ok_or_else(|| {
-        format!("expected a time such as 15m (ago), 2026-01-31T12:00:00Z or Unix seconds, got {text:?}")
-    })
+    instant
+        .ok()
+        .and_then(|instant| u64::try_from(instant.unix_timestamp_nanos()).ok())
+        .ok_or_else(|| format!("expected a time such as 15m (ago), 2026-01-31T12:00:00Z or Unix seconds, got {text:?}"))
 }
 
 #[cfg(test)]
@@ -266,21 +248,11 @@ mod tests {
         assert_eq!(parse_instant("2026-01-01T00:00:00Z", 0), Ok(NOW));
         assert_eq!(parse_instant("2026-01-01T02:00:00+02:00", 0), Ok(NOW));
         assert_eq!(parse_instant("2026-01-01T02:00:00 02:00", 0), Ok(NOW));
-        for unix in [
-            "1767225600",
-            "1767225600000",
-            "1767225600000000",
-            "1767225600000000000",
-        ] {
+        for unix in ["1767225600", "1767225600000", "1767225600000000", "1767225600000000000"] {
             assert_eq!(parse_instant(unix, 0), Ok(NOW), "{unix}");
         }
         assert_eq!(parse_instant("300d", 1), Ok(0), "never before the epoch");
-        for bad in [
-            "yesterday",
-            "2026-13-01T00:00:00Z",
-            "1960-01-01T00:00:00Z",
-            "",
-        ] {
+        for bad in ["yesterday", "2026-13-01T00:00:00Z", "1960-01-01T00:00:00Z", ""] {
             assert!(parse_instant(bad, NOW).is_err(), "{bad:?}");
         }
     }

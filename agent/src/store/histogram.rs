@@ -59,10 +59,7 @@ impl Histogram {
     }
 
     fn add(&mut self, bucket: u16, count: u64) {
-        match self
-            .counts
-            .binary_search_by_key(&bucket, |(bucket, _)| *bucket)
-        {
+        match self.counts.binary_search_by_key(&bucket, |(bucket, _)| *bucket) {
             Ok(place) => self.counts[place].1 += count,
             Err(place) => self.counts.insert(place, (bucket, count)),
         }
@@ -109,9 +106,7 @@ mod tests {
     #[test]
     fn buckets_rise_with_the_value() {
         let mut last = 0;
-        for value in
-            (0..100_000u64).chain((0..63).map(|bit| 1 << bit).filter(|value| *value > 100_000))
-        {
+        for value in (0..100_000u64).chain((0..63).map(|bit| 1 << bit).filter(|value| *value > 100_000)) {
             assert!(bucket_of(value) >= last, "{value}");
             last = bucket_of(value);
         }

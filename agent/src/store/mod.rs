@@ -48,7 +48,9 @@ use writer::Writer;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The directory or file cannot be created or written.
-    #[error("cannot use {dir} as the store: {source}; give a writable directory with --store DIR, or run with --no-store")]
+    #[error(
+        "cannot use {dir} as the store: {source}; give a writable directory with --store DIR, or run with --no-store"
+    )]
     Directory {
         /// As configured.
         dir: PathBuf,
@@ -64,9 +66,7 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// A database of something else.
-    #[error(
-        "{path} is a database, but not one of spanwire's; give another directory with --store DIR"
-    )]
+    #[error("{path} is a database, but not one of spanwire's; give another directory with --store DIR")]
     Foreign {
         /// The database file.
         path: PathBuf,
@@ -105,15 +105,11 @@ pub enum StoreError {
 fn remedy(error: &rusqlite::Error) -> &'static str {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => {
-            "; make room, lower store.retention.size, or run with --no-store"
-        }
+        Some(ErrorCode::DiskFull) => "; make room, lower store.retention.size, or run with --no-store",
         Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
             "; make file and directory writable, or run with --no-store"
         }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            "; another process is writing to it"
-        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "; another process is writing to it",
         _ => "",
     }
 }
@@ -142,11 +138,9 @@ impl Store {
             tracing::warn!("{problem}");
             queue.stats.report(problem, true);
         }
-        let writer = Writer::new(dir.to_owned(), connection, retention).map_err(|source| {
-            StoreError::Sqlite {
-                path: path.clone(),
-                source,
-            }
+        let writer = Writer::new(dir.to_owned(), connection, retention).map_err(|source| StoreError::Sqlite {
+            path: path.clone(),
+            source,
         })?;
         let (done, finished) = mpsc::channel();
         let for_thread = Arc::clone(&queue);
@@ -193,9 +187,7 @@ impl Store {
         if self.finished.recv_timeout(limit).is_err() {
             return false;
         }
-        self.thread
-            .take()
-            .is_none_or(|thread| thread.join().is_ok())
+        self.thread.take().is_none_or(|thread| thread.join().is_ok())
     }
 }
 

@@ -77,20 +77,12 @@ pub struct StoredTrace {
 pub(super) mod decimal {
     use serde::{Deserialize, Deserializer, Serializer};
 
-    #[allow(
-        clippy::trivially_copy_pass_by_ref,
-        reason = "the signature serde asks for"
-    )]
-    pub(in crate::store) fn serialize<S: Serializer>(
-        number: &u64,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+    pub(in crate::store) fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(number)
     }
 
-    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<u64, D::Error> {
+    pub(in crate::store) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         String::deserialize(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
@@ -116,9 +108,7 @@ pub fn attribute_text(value: &AnyValue) -> String {
 pub(super) fn matches_text(value: &AnyValue, text: &str) -> bool {
     match &value.value {
         Some(any_value::Value::StringValue(own)) => own == text,
-        Some(any_value::Value::ArrayValue(list)) => {
-            list.values.iter().any(|item| matches_text(item, text))
-        }
+        Some(any_value::Value::ArrayValue(list)) => list.values.iter().any(|item| matches_text(item, text)),
         _ => attribute_text(value) == text,
     }
 }
@@ -211,12 +201,7 @@ impl<'a> Snapshot<'a> {
             return Ok(None);
         }
         let canonical = chain.last().copied().unwrap_or(id);
-        spans.sort_by_key(|(_, span)| {
-            (
-                span.start_time_unix_nano,
-                std::cmp::Reverse(span.end_time_unix_nano),
-            )
-        });
+        spans.sort_by_key(|(_, span)| (span.start_time_unix_nano, std::cmp::Reverse(span.end_time_unix_nano)));
         let mut groups: Vec<(i64, Vec<ProtoSpan>)> = Vec::new();
         for (resource, mut span) in spans {
             span.trace_id = canonical.0.to_vec();
@@ -249,8 +234,7 @@ impl<'a> Snapshot<'a> {
         )?;
         while chain.len() < CHAIN_MAX {
             let Some(&last) = chain.last() else { break };
-            let found: Option<[u8; 16]> =
-                next.query_row([&last.0[..]], |row| row.get(0)).optional()?;
+            let found: Option<[u8; 16]> = next.query_row([&last.0[..]], |row| row.get(0)).optional()?;
             match found.map(TraceId) {
                 Some(canonical) if !chain.contains(&canonical) => chain.push(canonical),
                 _ => break,
@@ -274,9 +258,7 @@ impl<'a> Snapshot<'a> {
         while let Some(row) = rows.next()? {
             gathered.start_ns = gathered.start_ns.min(row.get::<_, i64>(0)? as u64);
             gathered.end_ns = gathered.end_ns.max(row.get::<_, i64>(1)? as u64);
-            gathered
-                .spans
-                .extend(encode::spans(row.get_ref(2)?.as_blob()?));
+            gathered.spans.extend(encode::spans(row.get_ref(2)?.as_blob()?));
         }
         Ok(gathered)
     }
@@ -289,8 +271,7 @@ impl<'a> Snapshot<'a> {
             .connection
             .prepare_cached("SELECT service, body FROM resource WHERE id = ?1")?
             .query_row([id], |row| {
-                let resource =
-                    ProtoResource::decode(row.get_ref(1)?.as_blob()?).unwrap_or_default();
+                let resource = ProtoResource::decode(row.get_ref(1)?.as_blob()?).unwrap_or_default();
                 Ok(StoredResource {
                     service: row.get(0)?,
                     resource,
@@ -325,10 +306,7 @@ impl<'a> Snapshot<'a> {
         for count in 1usize.. {
             let Some(row) = rows.next()? else { break };
             let part = Part::read(row)?;
-            if found.is_settled_at(part.newest)
-                || filter
-                    .since_unix_ns
-                    .is_some_and(|since| part.newest < since as i64)
+            if found.is_settled_at(part.newest) || filter.since_unix_ns.is_some_and(|since| part.newest < since as i64)
             {
                 break;
             }
@@ -378,9 +356,7 @@ impl<'a> Snapshot<'a> {
             {
                 continue;
             }
-            if ProtoSpan::decode(message)
-                .is_ok_and(|span| filter.fits_span(&span, &resource.resource.attributes))
-            {
+            if ProtoSpan::decode(message).is_ok_and(|span| filter.fits_span(&span, &resource.resource.attributes)) {
                 return Ok(true);
             }
         }
@@ -396,34 +372,23 @@ impl<'a> Snapshot<'a> {
         let mut extent = self.connection.prepare_cached(
             "SELECT min(start), max(end) FROM part WHERE bucket IN (?1 - 1, ?1, ?1 + 1) AND trace_id = ?2",
         )?;
-        let (start, end): (i64, i64) = extent
-            .query_row(params![part.bucket, &part.trace_id.0[..]], |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
+        let (start, end): (i64, i64) = extent.query_row(params![part.bucket, &part.trace_id.0[..]], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
         let (start, end) = (start.min(part.start), end.max(part.end));
         Ok(filter.fits_trace(start as u64, end as u64))
     }
 
-    fn summary(
-        &mut self,
-        trace_id: TraceId,
-        gathered: &Gathered,
-    ) -> rusqlite::Result<TraceSummary> {
+    fn summary(&mut self, trace_id: TraceId, gathered: &Gathered) -> rusqlite::Result<TraceSummary> {
         let mut services = BTreeSet::new();
         for (resource, _) in &gathered.spans {
             services.insert(self.resource(*resource)?.service.clone());
         }
         let (root_service, root_name) = match root(&gathered.spans) {
-            Some((resource, span)) => {
-                (self.resource(*resource)?.service.clone(), span.name.clone())
-            }
+            Some((resource, span)) => (self.resource(*resource)?.service.clone(), span.name.clone()),
             None => (String::new(), String::new()),
         };
-        let is_error = |span: &ProtoSpan| {
-            span.status
-                .as_ref()
-                .is_some_and(|status| status.code == STATUS_ERROR)
-        };
+        let is_error = |span: &ProtoSpan| span.status.as_ref().is_some_and(|status| status.code == STATUS_ERROR);
         Ok(TraceSummary {
             trace_id: trace_id.hex(),
             root_service,
@@ -431,11 +396,7 @@ impl<'a> Snapshot<'a> {
             start_time_unix_nano: gathered.start_ns,
             duration_nano: gathered.end_ns.saturating_sub(gathered.start_ns),
             span_count: gathered.spans.len() as u64,
-            error_count: gathered
-                .spans
-                .iter()
-                .filter(|(_, span)| is_error(span))
-                .count() as u64,
+            error_count: gathered.spans.iter().filter(|(_, span)| is_error(span)).count() as u64,
             services: services.into_iter().collect(),
         })
     }

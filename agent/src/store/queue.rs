@@ -87,9 +87,7 @@ impl Queue {
         let bytes = batch.iter().map(approximate_bytes).sum();
         let mut waiting = unpoisoned(self.waiting.lock());
         if waiting.is_closed {
-            self.stats
-                .dropped
-                .fetch_add(batch.len() as u64, Ordering::Relaxed);
+            self.stats.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
             return;
         }
         waiting.spans += batch.len();
@@ -101,13 +99,9 @@ impl Queue {
             };
             waiting.spans -= oldest.len();
             waiting.bytes -= bytes;
-            self.stats
-                .dropped
-                .fetch_add(oldest.len() as u64, Ordering::Relaxed);
+            self.stats.dropped.fetch_add(oldest.len() as u64, Ordering::Relaxed);
         }
-        self.stats
-            .queued
-            .store(waiting.spans as u64, Ordering::Relaxed);
+        self.stats.queued.store(waiting.spans as u64, Ordering::Relaxed);
         // The writer gathers for a while after the first batch: waking it for each would only cost.
         if waiting.batches.len() == 1 || waiting.spans >= QUEUE_SPANS / 2 {
             self.changed.notify_one();
@@ -134,9 +128,7 @@ impl Queue {
     /// Waits at most `idle` for something to come, then at most `gather` for more of it, and takes up to `most` spans.
     pub(super) fn take(&self, idle: Duration, gather: Duration, most: usize) -> Taken {
         let waiting = unpoisoned(self.waiting.lock());
-        let waiting = self.wait_until(waiting, idle, |w| {
-            w.is_closed || w.spans > 0 || !w.aliases.is_empty()
-        });
+        let waiting = self.wait_until(waiting, idle, |w| w.is_closed || w.spans > 0 || !w.aliases.is_empty());
         let mut waiting = self.wait_until(waiting, gather, |w| {
             w.is_closed || w.spans >= most || (w.spans == 0 && w.aliases.is_empty())
         });
@@ -154,9 +146,7 @@ impl Queue {
             spans += batch.len();
             taken.batches.push(batch);
         }
-        self.stats
-            .queued
-            .store(waiting.spans as u64, Ordering::Relaxed);
+        self.stats.queued.store(waiting.spans as u64, Ordering::Relaxed);
         taken.is_closed = waiting.is_closed && waiting.batches.is_empty();
         taken
     }
@@ -193,8 +183,5 @@ fn approximate_bytes(span: &Span) -> usize {
             _ => 0,
         })
         .sum();
-    size_of::<Span>()
-        + span.attributes.len() * 48
-        + lists
-        + span.trace_state.as_ref().map_or(0, |state| state.len())
+    size_of::<Span>() + span.attributes.len() * 48 + lists + span.trace_state.as_ref().map_or(0, |state| state.len())
 }

@@ -78,16 +78,10 @@ pub(super) fn step(
         let (mut removed, mut worked) = (0, None);
         if is_over {
             removed += drop_oldest(connection, budget)?;
-        } else if let Some(bucket) =
-            oldest(connection, "max_end < ?1", before(retention.errors_age()))?
-        {
+        } else if let Some(bucket) = oldest(connection, "max_end < ?1", before(retention.errors_age()))? {
             removed += drop_parts(connection, &bucket, budget)?;
             worked = Some(bucket.id);
-        } else if let Some(bucket) = oldest(
-            connection,
-            "max_end < ?1 AND swept < last_part",
-            before(retention.age),
-        )? {
+        } else if let Some(bucket) = oldest(connection, "max_end < ?1 AND swept < last_part", before(retention.age))? {
             removed += sweep(connection, &bucket, budget)?;
             worked = Some(bucket.id);
         }
@@ -105,8 +99,7 @@ pub(super) fn step(
     }
     if free > 0 && pages * page_bytes > retention.size_bytes {
         // The statement gives back one page per step.
-        let mut vacuum =
-            connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
+        let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM_PAGES})"))?;
         let mut pages = vacuum.query([])?;
         while pages.next()?.is_some() {}
     }
@@ -114,11 +107,7 @@ pub(super) fn step(
 }
 
 /// The oldest bucket for which `condition` holds.
-fn oldest(
-    connection: &Connection,
-    condition: &str,
-    limit: i64,
-) -> rusqlite::Result<Option<Oldest>> {
+fn oldest(connection: &Connection, condition: &str, limit: i64) -> rusqlite::Result<Option<Oldest>> {
     connection
         .prepare_cached(&format!(
             "SELECT id, first_part, last_part, swept FROM bucket WHERE {condition} ORDER BY id LIMIT 1"
@@ -155,9 +144,8 @@ fn drop_parts(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqli
 
 /// Past the common age: what belongs to a trace with an error stays.
 fn sweep(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqlite::Result<usize> {
-    let mut look = connection.prepare_cached(
-        "SELECT id, trace_id, errors FROM part WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
-    )?;
+    let mut look = connection
+        .prepare_cached("SELECT id, trace_id, errors FROM part WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3")?;
     // A trace's parts are moments apart: an error lies in the same bucket or in a neighbour.
     let mut has_error = connection.prepare_cached(
         "SELECT EXISTS(SELECT 1 FROM part WHERE bucket IN (?1 - 1, ?1, ?1 + 1) AND trace_id = ?2 AND errors > 0)",
@@ -171,9 +159,7 @@ fn sweep(connection: &Connection, bucket: &Oldest, budget: usize) -> rusqlite::R
         .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
     for (id, trace_id, errors) in &seen {
-        if *errors == 0
-            && !has_error.query_row(params![bucket.id, trace_id], |row| row.get::<_, bool>(0))?
-        {
+        if *errors == 0 && !has_error.query_row(params![bucket.id, trace_id], |row| row.get::<_, bool>(0))? {
             removed += remove.execute([id])?;
         }
     }
@@ -209,19 +195,13 @@ fn drop_if_empty(connection: &Connection, bucket: i64) -> rusqlite::Result<usize
         .prepare_cached("DELETE FROM bucket WHERE id = ?1")?
         .execute([bucket])?;
     connection
-        .prepare_cached(
-            "DELETE FROM resource WHERE last_bucket < (SELECT ifnull(min(id), 0) FROM bucket)",
-        )?
+        .prepare_cached("DELETE FROM resource WHERE last_bucket < (SELECT ifnull(min(id), 0) FROM bucket)")?
         .execute([])?;
     Ok(1)
 }
 
 /// The counts per minute go with the traces they were made of; an hour of them stays for the page in any case.
-fn drop_rollup(
-    connection: &Connection,
-    retention: &Retention,
-    now_ns: u64,
-) -> rusqlite::Result<usize> {
+fn drop_rollup(connection: &Connection, retention: &Retention, now_ns: u64) -> rusqlite::Result<usize> {
     let age = retention.age.max(Duration::from_hours(1));
     let slot = now_ns.saturating_sub(age.as_nanos() as u64) / SLOT_NS;
     connection

@@ -205,24 +205,16 @@ impl Rollup {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let mut read = connection.prepare_cached(
-            "SELECT data FROM rollup WHERE slot = ?1 AND kind = ?2 AND service = ?3 AND peer = ?4",
-        )?;
-        let mut write = connection
-            .prepare_cached("INSERT OR REPLACE INTO rollup VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        let mut read = connection
+            .prepare_cached("SELECT data FROM rollup WHERE slot = ?1 AND kind = ?2 AND service = ?3 AND peer = ?4")?;
+        let mut write = connection.prepare_cached("INSERT OR REPLACE INTO rollup VALUES (?1, ?2, ?3, ?4, ?5)")?;
         for ((slot, kind, service, peer), mut counts) in self.rows.drain() {
             let key = params![slot as i64, kind as i64, &*service, &*peer];
             let before: Option<Vec<u8>> = read.query_row(key, |row| row.get(0)).optional()?;
             if let Some(before) = before.as_deref().and_then(Counts::read) {
                 counts.merge(&before);
             }
-            write.execute(params![
-                slot as i64,
-                kind as i64,
-                &*service,
-                &*peer,
-                counts.write()
-            ])?;
+            write.execute(params![slot as i64, kind as i64, &*service, &*peer, counts.write()])?;
         }
         Ok(())
     }
@@ -239,20 +231,9 @@ impl Rollup {
             .is_some_and(|(since_ns, _)| since_ns.saturating_add(WAIT_NS) <= now_ns)
     }
 
-    fn row(
-        &mut self,
-        kind: Kind,
-        service: &Arc<str>,
-        peer: &Arc<str>,
-        outcome: Outcome,
-    ) -> Option<&mut Counts> {
+    fn row(&mut self, kind: Kind, service: &Arc<str>, peer: &Arc<str>, outcome: Outcome) -> Option<&mut Counts> {
         let full = self.rows.len() >= ROWS_MAX;
-        let key = (
-            outcome.end_ns / SLOT_NS,
-            kind,
-            Arc::clone(service),
-            Arc::clone(peer),
-        );
+        let key = (outcome.end_ns / SLOT_NS, kind, Arc::clone(service), Arc::clone(peer));
         let counts = match self.rows.entry(key) {
             Entry::Occupied(row) => row.into_mut(),
             Entry::Vacant(_) if full => return None,
@@ -337,10 +318,7 @@ fn unknown_reason(span: &Span) -> Option<usize> {
 }
 
 fn peer_of(span: &Span) -> Option<Arc<str>> {
-    let (_, value) = span
-        .attributes
-        .iter()
-        .find(|(name, _)| name == "server.address")?;
+    let (_, value) = span.attributes.iter().find(|(name, _)| name == "server.address")?;
     match value {
         Value::Str(text) => Some(Arc::clone(text)),
         Value::Static(text) => Some((*text).into()),

@@ -93,9 +93,7 @@ fn prepare(path: &Path) -> Result<Connection, StoreError> {
     connection
         .busy_timeout(std::time::Duration::from_secs(2))
         .map_err(failed)?;
-    let number = |pragma: &str| {
-        connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0))
-    };
+    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))
         .map_err(failed)?;
@@ -104,9 +102,7 @@ fn prepare(path: &Path) -> Result<Connection, StoreError> {
         number("user_version").map_err(failed)?,
     );
     if tables > 0 && application != APPLICATION_ID {
-        return Err(StoreError::Foreign {
-            path: path.to_owned(),
-        });
+        return Err(StoreError::Foreign { path: path.to_owned() });
     }
     let version = usize::try_from(version).unwrap_or(usize::MAX);
     if version > MIGRATIONS.len() {
@@ -181,9 +177,7 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         source,
     };
     if !path.exists() {
-        return Err(StoreError::Absent {
-            path: path.to_owned(),
-        });
+        return Err(StoreError::Absent { path: path.to_owned() });
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let open = || -> rusqlite::Result<(Connection, i64, i64)> {
@@ -195,16 +189,12 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     };
     let opened = match open() {
         // Nobody has it open and the directory cannot be written: then nobody can change it under us either.
-        Err(error) if is_unopenable(&error) && !with_suffix(path, "-wal").exists() => {
-            open_immutable(path)
-        }
+        Err(error) if is_unopenable(&error) && !with_suffix(path, "-wal").exists() => open_immutable(path),
         opened => opened,
     };
     let (connection, application, version) = opened.map_err(failed)?;
     if application != APPLICATION_ID {
-        return Err(StoreError::Foreign {
-            path: path.to_owned(),
-        });
+        return Err(StoreError::Foreign { path: path.to_owned() });
     }
     if version as usize != MIGRATIONS.len() {
         return Err(StoreError::Newer {
@@ -234,9 +224,7 @@ fn open_immutable(path: &Path) -> rusqlite::Result<(Connection, i64, i64)> {
         }
     }
     uri.push_str("?immutable=1");
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_URI;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     let connection = Connection::open_with_flags(uri, flags)?;
     let application = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;

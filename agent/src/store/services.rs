@@ -114,17 +114,9 @@ struct Window {
 
 impl StoreReader {
     /// Every service within retention, with the numbers since `since_unix_ns` (rounded down to a minute).
-    pub fn services(
-        &self,
-        since_unix_ns: u64,
-        now_unix_ns: u64,
-    ) -> Result<ServicesView, StoreError> {
+    pub fn services(&self, since_unix_ns: u64, now_unix_ns: u64) -> Result<ServicesView, StoreError> {
         let window = self.window(since_unix_ns, now_unix_ns)?;
-        let services = window
-            .last_seen
-            .keys()
-            .map(|name| window.service(name))
-            .collect();
+        let services = window.last_seen.keys().map(|name| window.service(name)).collect();
         Ok(ServicesView {
             services,
             window_seconds: window.seconds,
@@ -161,14 +153,11 @@ impl StoreReader {
         let first_slot = since_unix_ns / SLOT_NS;
         let mut begin_ns = now_unix_ns;
         let mut read = || -> rusqlite::Result<()> {
-            let mut statement =
-                connection.prepare("SELECT slot, kind, service, peer, data FROM rollup")?;
+            let mut statement = connection.prepare("SELECT slot, kind, service, peer, data FROM rollup")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let (slot, kind): (i64, i64) = (row.get(0)?, row.get(1)?);
-                let (Some(kind), Some(counts)) =
-                    (kind_of(kind), Counts::read(row.get_ref(4)?.as_blob()?))
-                else {
+                let (Some(kind), Some(counts)) = (kind_of(kind), Counts::read(row.get_ref(4)?.as_blob()?)) else {
                     continue;
                 };
                 let service: String = row.get(2)?;
@@ -198,11 +187,7 @@ impl StoreReader {
 impl Window {
     fn service(&self, name: &str) -> ServiceView {
         let none = Counts::default();
-        let of = |kind: Kind| {
-            self.sums
-                .get(&(kind, name.to_owned(), String::new()))
-                .unwrap_or(&none)
-        };
+        let of = |kind: Kind| self.sums.get(&(kind, name.to_owned(), String::new())).unwrap_or(&none);
         let (server, client) = (of(Kind::Server), of(Kind::Client));
         let counts = if server.requests > 0 { server } else { client };
         ServiceView {
@@ -236,10 +221,7 @@ fn coverage(client: &Counts) -> Coverage {
     };
     let root = of(|source| source == ParentSource::Root);
     let exact = of(|source| !matches!(source, ParentSource::Root | ParentSource::Unknown));
-    let reasons = REASONS
-        .iter()
-        .zip(client.reasons)
-        .filter(|(_, count)| *count > 0);
+    let reasons = REASONS.iter().zip(client.reasons).filter(|(_, count)| *count > 0);
     Coverage {
         client_spans: client.requests,
         exact,

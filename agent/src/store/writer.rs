@@ -111,27 +111,15 @@ pub(super) fn run(mut writer: Writer, queue: &Queue) {
             return;
         }
         let budget = (2 * taken.batches.iter().map(|batch| batch.len()).sum::<usize>()).max(256);
-        if let Err(error) = retain::step(
-            &writer.connection,
-            &writer.retention,
-            writer.bucket.id,
-            now_ns,
-            budget,
-        ) {
-            report(
-                queue,
-                &format!("the store cannot remove old spans: {error}"),
-                false,
-            );
+        if let Err(error) = retain::step(&writer.connection, &writer.retention, writer.bucket.id, now_ns, budget) {
+            report(queue, &format!("the store cannot remove old spans: {error}"), false);
         }
     }
 }
 
 /// Logs a problem once per change and remembers it for `spanwire status`.
 fn report(queue: &Queue, problem: &str, is_over: bool) {
-    if queue.stats.problem().as_deref() != Some(problem)
-        || !queue.stats.is_degraded.load(Ordering::Relaxed)
-    {
+    if queue.stats.problem().as_deref() != Some(problem) || !queue.stats.is_degraded.load(Ordering::Relaxed) {
         tracing::warn!("{problem}");
     }
     queue.stats.report(problem.to_owned(), is_over);
@@ -144,11 +132,7 @@ fn unix_now_ns() -> u64 {
 }
 
 impl Writer {
-    pub(super) fn new(
-        dir: PathBuf,
-        connection: Connection,
-        retention: Retention,
-    ) -> rusqlite::Result<Self> {
+    pub(super) fn new(dir: PathBuf, connection: Connection, retention: Retention) -> rusqlite::Result<Self> {
         connection.set_prepared_statement_cache_capacity(64);
         let mut writer = Self {
             dir,
@@ -263,9 +247,7 @@ impl Writer {
     fn write_all(&mut self, taken: &Taken, now_ns: u64) -> rusqlite::Result<u64> {
         let now = now_ns as i64;
         let age = self.retention.bucket_ns();
-        if self.bucket.parts >= BUCKET_PARTS
-            || (self.bucket.parts > 0 && now - self.bucket.opened > age)
-        {
+        if self.bucket.parts >= BUCKET_PARTS || (self.bucket.parts > 0 && now - self.bucket.opened > age) {
             self.open_bucket(self.bucket.id + 1, now);
         } else if self.bucket.parts == 0 {
             self.bucket.opened = now;
@@ -288,8 +270,7 @@ impl Writer {
             for (index, span) in batch.iter().enumerate() {
                 self.rollup.record(span, now_ns);
                 let trace_id = u128::from_be_bytes(self.aliases.resolve(span.trace_id).0);
-                self.order
-                    .push((trace_id, batch_index as u32, index as u32));
+                self.order.push((trace_id, batch_index as u32, index as u32));
             }
         }
         self.order.sort_unstable();
@@ -302,9 +283,7 @@ impl Writer {
             let mut extent = Extent::default();
             for &(_, batch, index) in group {
                 let span = &batches[batch as usize][index as usize];
-                let resource =
-                    self.resources
-                        .id(&self.connection, &span.resource, self.bucket.id)?;
+                let resource = self.resources.id(&self.connection, &span.resource, self.bucket.id)?;
                 encode::span(span, resource, &mut scratch, &mut body);
                 extent.add(span);
             }
@@ -354,11 +333,7 @@ impl Writer {
         self.aliases.insert(alias);
         self.connection
             .prepare_cached("INSERT OR REPLACE INTO alias VALUES (?1, ?2, ?3)")?
-            .execute(params![
-                self.bucket.id,
-                &alias.alias.0[..],
-                &alias.canonical.0[..]
-            ])?;
+            .execute(params![self.bucket.id, &alias.alias.0[..], &alias.canonical.0[..]])?;
         let canonical = self.aliases.resolve(alias.canonical);
         let mut moved = self
             .connection
@@ -370,13 +345,7 @@ impl Writer {
     }
 
     /// A write failed: counts what is lost, says why, and replaces the file if it is at fault.
-    fn lose(
-        &mut self,
-        taken: &Taken,
-        error: &rusqlite::Error,
-        queue: &Queue,
-        replaced: &mut Option<Instant>,
-    ) {
+    fn lose(&mut self, taken: &Taken, error: &rusqlite::Error, queue: &Queue, replaced: &mut Option<Instant>) {
         let spans: u64 = taken.batches.iter().map(|batch| batch.len() as u64).sum();
         queue.stats.failed.fetch_add(spans, Ordering::Relaxed);
         queue
@@ -398,19 +367,14 @@ impl Writer {
         *replaced = Some(Instant::now());
         match self.replace() {
             Ok(aside) => {
-                let aside =
-                    aside.map_or_else(|| "nowhere".to_owned(), |aside| aside.display().to_string());
+                let aside = aside.map_or_else(|| "nowhere".to_owned(), |aside| aside.display().to_string());
                 report(
                     queue,
                     &format!("the store {path} was corrupt: moved to {aside}, a new one begun"),
                     true,
                 );
             }
-            Err(failure) => report(
-                queue,
-                &format!("the store {path} is corrupt: {failure}"),
-                false,
-            ),
+            Err(failure) => report(queue, &format!("the store {path} is corrupt: {failure}"), false),
         }
     }
 
@@ -428,10 +392,7 @@ impl Writer {
     /// Leaves a tidy file: the log is folded into it.
     fn finish(&self) {
         // Failing costs nothing: the log is read at the next start.
-        if let Err(error) = self
-            .connection
-            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
-        {
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::debug!("the store's log was not folded in: {error}");
         }
     }

@@ -97,9 +97,7 @@ type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 
 fn pairs_of(query: &Pairs) -> Result<impl Iterator<Item = (&str, &str)>, Refusal> {
     match query {
-        Ok(Query(pairs)) => Ok(pairs
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))),
+        Ok(Query(pairs)) => Ok(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))),
         Err(rejection) => Err(Refusal(StatusCode::BAD_REQUEST, rejection.body_text())),
     }
 }
@@ -110,18 +108,12 @@ fn unix_now_ns() -> u64 {
         .map_or(0, |since| since.as_nanos() as u64)
 }
 
-pub(super) async fn traces(
-    State(shared): State<Shared>,
-    query: Pairs,
-) -> Result<Response, Refusal> {
+pub(super) async fn traces(State(shared): State<Shared>, query: Pairs) -> Result<Response, Refusal> {
     let filter = TraceFilter::from_pairs(pairs_of(&query)?, unix_now_ns())?;
     Ok(Json(shared.ask(move |store| store.traces(&filter)).await?).into_response())
 }
 
-pub(super) async fn trace(
-    State(shared): State<Shared>,
-    Path(id): Path<String>,
-) -> Result<Response, Refusal> {
+pub(super) async fn trace(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, Refusal> {
     let Some(id) = TraceId::parse(&id).filter(|id| id.is_valid()) else {
         return Err(Refusal(
             StatusCode::BAD_REQUEST,
@@ -130,10 +122,7 @@ pub(super) async fn trace(
     };
     match shared.ask(move |store| store.trace(id)).await? {
         Some(trace) => Ok(Json(trace).into_response()),
-        None => Err(Refusal(
-            StatusCode::NOT_FOUND,
-            format!("no trace {id} in the store"),
-        )),
+        None => Err(Refusal(StatusCode::NOT_FOUND, format!("no trace {id} in the store"))),
     }
 }
 
@@ -149,17 +138,10 @@ fn since(query: &Pairs, now_ns: u64) -> Result<u64, Refusal> {
     Ok(parse_instant(since, now_ns).map_err(|problem| FilterError::new("since", problem))?)
 }
 
-pub(super) async fn services(
-    State(shared): State<Shared>,
-    query: Pairs,
-) -> Result<Response, Refusal> {
+pub(super) async fn services(State(shared): State<Shared>, query: Pairs) -> Result<Response, Refusal> {
     let now_ns = unix_now_ns();
     let since_ns = since(&query, now_ns)?;
-    answer(
-        shared
-            .ask(move |store| store.services(since_ns, now_ns))
-            .await,
-    )
+    answer(shared.ask(move |store| store.services(since_ns, now_ns)).await)
 }
 
 pub(super) async fn graph(State(shared): State<Shared>, query: Pairs) -> Result<Response, Refusal> {
@@ -177,19 +159,12 @@ pub(super) async fn status(State(shared): State<Shared>) -> Response {
 }
 
 pub(super) async fn metrics(State(shared): State<Shared>) -> Response {
-    let kind = [(
-        header::CONTENT_TYPE,
-        "text/plain; version=0.0.4; charset=utf-8",
-    )];
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, (shared.api.metrics)()).into_response()
 }
 
 pub(super) async fn alive() -> Response {
-    (
-        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-        "ok\n",
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], "ok\n").into_response()
 }
 
 pub(super) async fn ready(State(shared): State<Shared>) -> Response {
@@ -203,10 +178,7 @@ pub(super) async fn ready(State(shared): State<Shared>) -> Response {
 }
 
 pub(super) async fn not_found() -> Response {
-    refusal(
-        StatusCode::NOT_FOUND,
-        "no such path; docs/api.md lists them",
-    )
+    refusal(StatusCode::NOT_FOUND, "no such path; docs/api.md lists them")
 }
 
 pub(super) async fn not_allowed() -> Response {

@@ -13,8 +13,7 @@ use super::answer::{refusal, Shared};
 use hyper::body::Body;
 
 /// Nothing but our own files, and questions only to ourselves.
-const CONTENT_SECURITY_POLICY: &str =
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
      img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Headers of every answer.
@@ -26,15 +25,10 @@ pub(super) async fn headers(request: Request, next: Next) -> Response {
         (header::X_FRAME_OPTIONS, "DENY"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
-        (
-            HeaderName::from_static("cross-origin-resource-policy"),
-            "same-origin",
-        ),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     for (name, value) in fixed {
-        response
-            .headers_mut()
-            .insert(name, HeaderValue::from_static(value));
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }
@@ -46,8 +40,7 @@ pub(super) async fn origin(State(shared): State<Shared>, request: Request, next:
     }
     let named = request.uri().host().is_none_or(|host| shared.is_ours(host));
     if !named || !host_of(request.headers()).is_some_and(|host| shared.is_ours(host)) {
-        let problem =
-            "the Host header names neither this machine's address nor localhost; ask by address";
+        let problem = "the Host header names neither this machine's address nor localhost; ask by address";
         return refusal(StatusCode::FORBIDDEN, problem);
     }
     if is_foreign(request.headers(), request.method()) {
@@ -124,18 +117,14 @@ pub(super) fn is_ours(host: &str, listening: SocketAddr, names: &[String]) -> bo
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(name);
     if let Ok(address) = bare.parse::<IpAddr>() {
-        return address.is_loopback()
-            || listening.ip().is_unspecified()
-            || address == listening.ip();
+        return address.is_loopback() || listening.ip().is_unspecified() || address == listening.ip();
     }
     name.eq_ignore_ascii_case("localhost") || names.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port))
-            if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') =>
-        {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !name.ends_with(':') => {
             // `::1` without brackets is an address, not a name with a port.
             if name.contains(':') && !name.ends_with(']') {
                 host

@@ -64,9 +64,7 @@ pub struct ApiState {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// The port is taken.
-    #[error(
-        "{key}: {address} is in use by another process; stop it, or listen elsewhere ({remedy})"
-    )]
+    #[error("{key}: {address} is in use by another process; stop it, or listen elsewhere ({remedy})")]
     Taken {
         /// The configuration key.
         key: &'static str,
@@ -126,9 +124,7 @@ impl Server {
             },
             address,
         );
-        let router = health_routes()
-            .fallback(answer::not_found)
-            .with_state(state);
+        let router = health_routes().fallback(answer::not_found).with_state(state);
         Ok(Self {
             listener,
             router: router.layer(middleware::from_fn(guard::headers)),
@@ -168,34 +164,20 @@ impl Server {
         }
         drop(ending);
         // All slots back means that all connections have ended.
-        let _ = tokio::time::timeout(
-            Duration::from_secs(1),
-            slots.acquire_many(CONNECTIONS as u32),
-        )
-        .await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), slots.acquire_many(CONNECTIONS as u32)).await;
     }
 }
 
-async fn listen(
-    key: &'static str,
-    remedy: &'static str,
-    address: SocketAddr,
-) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| match source.kind() {
-            std::io::ErrorKind::AddrInUse => ListenError::Taken {
-                key,
-                address,
-                remedy,
-            },
-            _ => ListenError::Other {
-                key,
-                address,
-                source,
-                remedy,
-            },
-        })
+async fn listen(key: &'static str, remedy: &'static str, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => ListenError::Taken { key, address, remedy },
+        _ => ListenError::Other {
+            key,
+            address,
+            source,
+            remedy,
+        },
+    })
 }
 
 async fn serve(stream: TcpStream, router: Router, mut end: watch::Receiver<()>) {

@@ -18,10 +18,7 @@ const STYLE: &str = include_str!("../../../web/style.css");
 pub(super) fn routes() -> Router<Shared> {
     Router::new()
         .route("/", get(|| file("text/html; charset=utf-8", HTML)))
-        .route(
-            "/app.js",
-            get(|| file("text/javascript; charset=utf-8", SCRIPT)),
-        )
+        .route("/app.js", get(|| file("text/javascript; charset=utf-8", SCRIPT)))
         .route(
             "/waterfall.js",
             get(|| file("text/javascript; charset=utf-8", WATERFALL)),

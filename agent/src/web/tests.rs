@@ -48,9 +48,7 @@ impl Answer {
 fn state() -> ApiState {
     ApiState {
         store: None,
-        metrics: Arc::new(|| {
-            "# TYPE spanwire_build_info gauge\nspanwire_build_info 1\n".to_owned()
-        }),
+        metrics: Arc::new(|| "# TYPE spanwire_build_info gauge\nspanwire_build_info 1\n".to_owned()),
         status: Arc::new(|| json!({ "hooks": [] })),
         ready: Arc::new(|| Readiness {
             is_ready: false,
@@ -62,11 +60,7 @@ fn state() -> ApiState {
 }
 
 impl Running {
-    pub(crate) fn start(
-        spans: Vec<Span>,
-        aliases: &[TraceAlias],
-        change: impl FnOnce(&mut ApiState),
-    ) -> Self {
+    pub(crate) fn start(spans: Vec<Span>, aliases: &[TraceAlias], change: impl FnOnce(&mut ApiState)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(
             dir.path(),
@@ -87,10 +81,7 @@ impl Running {
             store.push_alias(*alias);
         }
         assert!(store.close(Duration::from_secs(5)));
-        Self::serve(
-            dir,
-            |address| async move { Server::api(address, state).await },
-        )
+        Self::serve(dir, |address| async move { Server::api(address, state).await })
     }
 
     fn serve<F: std::future::Future<Output = Result<Server, ListenError>> + Send + 'static>(
@@ -119,18 +110,13 @@ impl Running {
     }
 
     fn get(&self, path: &str) -> Answer {
-        self.request(&format!(
-            "GET {path} HTTP/1.1\r\nhost: {}\r\n",
-            self.address
-        ))
+        self.request(&format!("GET {path} HTTP/1.1\r\nhost: {}\r\n", self.address))
     }
 
     /// Sends a head (without the empty line) and reads the answer.
     fn request(&self, head: &str) -> Answer {
         let mut stream = TcpStream::connect(self.address).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream
             .write_all(format!("{head}connection: close\r\n\r\n").as_bytes())
             .unwrap();
@@ -160,15 +146,8 @@ impl Drop for Running {
 fn two_traces() -> Vec<Span> {
     let (shop, cart) = (service("shop"), service("cart"));
     vec![
-        SpanBuilder::server(1, 1)
-            .resource(&shop)
-            .at_ms(0, 50)
-            .build(),
-        SpanBuilder::client(1, 2)
-            .resource(&shop)
-            .parent(1)
-            .at_ms(5, 40)
-            .build(),
+        SpanBuilder::server(1, 1).resource(&shop).at_ms(0, 50).build(),
+        SpanBuilder::client(1, 2).resource(&shop).parent(1).at_ms(5, 40).build(),
         SpanBuilder::server(1, 3)
             .resource(&cart)
             .parent(2)
@@ -221,10 +200,7 @@ fn every_parameter_of_traces_is_heard() {
     assert_eq!(found("minDuration=20ms"), [1]);
     assert_eq!(found("maxDuration=20ms"), [2]);
     assert_eq!(found("attribute=k%3Dv%20w"), [2]);
-    assert_eq!(
-        found("attribute=k%3Dv+w&attribute=http.request.method%3DGET"),
-        [2]
-    );
+    assert_eq!(found("attribute=k%3Dv+w&attribute=http.request.method%3DGET"), [2]);
     assert_eq!(found("until=2026-01-01T00:00:00.5Z"), [1]);
     assert_eq!(found("since=2026-01-01T00:00:00.5Z"), [2]);
     assert_eq!(found("tenant=nobody"), [0; 0]);
@@ -270,8 +246,7 @@ fn a_trace_is_otlp_json_under_any_of_its_ids() {
         &json!({ "key": "service.name", "value": { "stringValue": "cart" } })
     );
     assert_eq!(
-        api.get(&format!("/api/traces/{}", trace_id(77).hex()))
-            .json(),
+        api.get(&format!("/api/traces/{}", trace_id(77).hex())).json(),
         json,
         "by its alias"
     );
@@ -287,10 +262,7 @@ fn unknown_and_malformed_ids_are_told_apart() {
     let api = Running::start(two_traces(), &[], |_| {});
     let unknown = api.get(&format!("/api/traces/{}", trace_id(9).hex()));
     assert_eq!(unknown.status, 404);
-    assert!(unknown.json()["error"]
-        .as_str()
-        .unwrap()
-        .contains(&trace_id(9).hex()));
+    assert!(unknown.json()["error"].as_str().unwrap().contains(&trace_id(9).hex()));
     for bad in [
         "xyz",
         "0",
@@ -329,10 +301,7 @@ fn services_graph_status_metrics_and_health() {
         .starts_with("text/plain; version=0.0.4"));
     assert!(metrics.body.contains("spanwire_build_info 1"));
     assert_eq!(
-        (
-            api.get("/healthz").status,
-            api.get("/healthz").body.as_str()
-        ),
+        (api.get("/healthz").status, api.get("/healthz").body.as_str()),
         (200, "ok\n")
     );
     let ready = api.get("/readyz");
@@ -375,9 +344,7 @@ fn the_page_is_served_under_a_strict_policy() {
         let answer = api.get(path);
         assert_eq!(answer.header("content-type"), Some(kind), "{path}");
         let policy = answer.header("content-security-policy").unwrap();
-        assert!(policy.starts_with(
-            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
-        ));
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"));
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(answer.header("x-frame-options"), Some("DENY"));
@@ -413,10 +380,7 @@ fn the_page_is_served_under_a_strict_policy() {
 #[test]
 fn names_full_of_markup_stay_json_strings() {
     let evil = "<script>alert(1)</script>\"'&\u{1b}[31m\u{0}";
-    let span = SpanBuilder::server(1, 1)
-        .name(evil)
-        .resource(&service(evil))
-        .build();
+    let span = SpanBuilder::server(1, 1).name(evil).resource(&service(evil)).build();
     let api = Running::start(vec![span], &[], |_| {});
     for path in [
         "/api/traces".to_owned(),
@@ -425,10 +389,7 @@ fn names_full_of_markup_stay_json_strings() {
     ] {
         let answer = api.get(&path);
         assert_eq!(answer.header("content-type"), Some("application/json"));
-        assert!(
-            answer.json().to_string().contains("<script>"),
-            "{path}: as it was"
-        );
+        assert!(answer.json().to_string().contains("<script>"), "{path}: as it was");
         assert!(
             !answer.body.contains('\u{1b}') && !answer.body.contains('\u{0}'),
             "{path}: escaped by JSON"
@@ -441,10 +402,7 @@ fn names_full_of_markup_stay_json_strings() {
 fn foreign_hosts_and_origins_are_refused() {
     let api = Running::start(two_traces(), &[], |_| {});
     let port = api.address.port();
-    let status = |lines: &str| {
-        api.request(&format!("GET /api/traces HTTP/1.1\r\n{lines}"))
-            .status
-    };
+    let status = |lines: &str| api.request(&format!("GET /api/traces HTTP/1.1\r\n{lines}")).status;
     for host in [
         "localhost",
         "127.0.0.1",
@@ -464,13 +422,8 @@ fn foreign_hosts_and_origins_are_refused() {
         assert_eq!(status(&format!("host: {host}\r\n")), 403, "{host}");
     }
     assert_eq!(status(""), 403, "no Host");
-    assert_eq!(
-        status("host: localhost\r\nhost: evil.example\r\n"),
-        403,
-        "two"
-    );
-    let absolute =
-        api.request("GET http://evil.example/api/traces HTTP/1.1\r\nhost: localhost\r\n");
+    assert_eq!(status("host: localhost\r\nhost: evil.example\r\n"), 403, "two");
+    let absolute = api.request("GET http://evil.example/api/traces HTTP/1.1\r\nhost: localhost\r\n");
     assert_eq!(absolute.status, 403, "a foreign name in the target");
     let own = format!("host: localhost:{port}\r\norigin: http://localhost:{port}\r\n");
     assert_eq!(status(&own), 200);
@@ -554,8 +507,7 @@ fn bodies_other_methods_and_endless_heads_are_refused() {
     assert_eq!(request("POST /api/traces").status, 405);
     assert_eq!(request("DELETE /api/traces").status, 405);
     assert_eq!(request("HEAD /api/traces").status, 200);
-    let posted =
-        api.request("GET /api/traces HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999999\r\n");
+    let posted = api.request("GET /api/traces HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999999\r\n");
     assert_eq!(posted.status, 413);
     let long = format!(
         "GET /api/traces HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n",
@@ -565,23 +517,16 @@ fn bodies_other_methods_and_endless_heads_are_refused() {
     // A head that never ends is cut off.
     let mut slow = TcpStream::connect(api.address).unwrap();
     slow.write_all(b"GET / HTTP/1.1\r\nhost: loc").unwrap();
-    slow.set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    slow.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let begun = std::time::Instant::now();
     let mut rest = Vec::new();
     let _ = slow.read_to_end(&mut rest);
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
 fn health_alone_serves_health_alone() {
-    let api = Running::serve(tempfile::tempdir().unwrap(), |address| {
-        Server::health(address, state())
-    });
+    let api = Running::serve(tempfile::tempdir().unwrap(), |address| Server::health(address, state()));
     let probe = api.request("GET /healthz HTTP/1.1\r\nhost: 10.1.2.3:4320\r\n");
     assert_eq!(probe.status, 200, "probes come by the pod's address");
     assert_eq!(api.get("/readyz").status, 503);
@@ -627,11 +572,7 @@ fn a_taken_port_and_an_open_door_are_named() {
             ..state()
         },
     ));
-    assert!(away
-        .err()
-        .unwrap()
-        .to_string()
-        .contains("cannot listen on 192.0.2.1:1"));
+    assert!(away.err().unwrap().to_string().contains("cannot listen on 192.0.2.1:1"));
 }
 
 #[test]
@@ -641,9 +582,5 @@ fn stopping_does_not_wait_for_idle_connections() {
     assert_eq!(api.get("/healthz").status, 200);
     let begun = std::time::Instant::now();
     drop(api);
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
 }

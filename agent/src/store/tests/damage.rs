@@ -6,21 +6,14 @@ use std::process::Command;
 use super::*;
 
 fn message(result: Result<Store, StoreError>) -> String {
-    result
-        .err()
-        .map(|error| error.to_string())
-        .unwrap_or_default()
+    result.err().map(|error| error.to_string()).unwrap_or_default()
 }
 
 #[test]
 fn a_corrupt_file_is_moved_aside_and_a_new_one_begun() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(FILE_NAME);
-    fs::write(
-        &path,
-        "this is no database, whatever its name says".repeat(500),
-    )
-    .unwrap();
+    fs::write(&path, "this is no database, whatever its name says".repeat(500)).unwrap();
     let store = Store::open(dir.path(), forever()).unwrap();
     let problem = store.stats().problem().unwrap();
     assert!(
@@ -55,10 +48,7 @@ fn damage_inside_the_file_is_found_at_the_start_or_survived() {
     bytes[8192..].fill(0x5a);
     fs::write(&path, &bytes).unwrap();
     let store = Store::open(dir.path(), forever()).unwrap();
-    assert!(
-        dir.path().join("spans.db.corrupt").exists(),
-        "of {length} bytes"
-    );
+    assert!(dir.path().join("spans.db.corrupt").exists(), "of {length} bytes");
     store.push(vec![SpanBuilder::server(1, 1).build()].into());
     assert!(store.close(Duration::from_secs(5)));
     assert!(StoreReader::open(dir.path())
@@ -74,20 +64,14 @@ fn a_file_that_goes_corrupt_in_use_is_replaced() {
     let store = Store::open(dir.path(), forever()).unwrap();
     let stats = store.stats();
     store.push(vec![SpanBuilder::server(1, 1).build()].into());
-    wait_until("the first span is written", || {
-        stats.sent.load(Ordering::Relaxed) == 1
-    });
+    wait_until("the first span is written", || stats.sent.load(Ordering::Relaxed) == 1);
     {
         // Another hand ruins the pages behind SQLite's back: a checkpoint empties the log first.
         let other = rusqlite::Connection::open(dir.path().join(FILE_NAME)).unwrap();
-        other
-            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
-            .unwrap();
+        other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
         // A schema change makes the writer read the file again instead of its cache.
         other
-            .execute_batch(
-                "CREATE TABLE intruder(x); DROP TABLE intruder; PRAGMA wal_checkpoint(TRUNCATE)",
-            )
+            .execute_batch("CREATE TABLE intruder(x); DROP TABLE intruder; PRAGMA wal_checkpoint(TRUNCATE)")
             .unwrap();
     }
     let path = dir.path().join(FILE_NAME);
@@ -102,15 +86,8 @@ fn a_file_that_goes_corrupt_in_use_is_replaced() {
         }
     }
     wait_until("the damage is noticed", || stats.problem().is_some());
-    assert!(
-        stats.problem().unwrap().contains("corrupt"),
-        "{:?}",
-        stats.problem()
-    );
-    assert!(
-        stats.failed.load(Ordering::Relaxed) > 0,
-        "what was lost is counted"
-    );
+    assert!(stats.problem().unwrap().contains("corrupt"), "{:?}", stats.problem());
+    assert!(stats.failed.load(Ordering::Relaxed) > 0, "what was lost is counted");
     store.push(vec![SpanBuilder::server(2, 1).build()].into());
     let reader = store.reader();
     wait_until("the new file has the new span", || {
@@ -200,25 +177,15 @@ fn a_full_disk_costs_counted_spans_and_heals() {
         );
     };
     (0..200).for_each(full);
-    wait_until("the disk is full", || {
-        stats.is_degraded.load(Ordering::Relaxed)
-    });
+    wait_until("the disk is full", || stats.is_degraded.load(Ordering::Relaxed));
     let problem = stats.problem().unwrap();
-    assert!(
-        problem.contains("full") && problem.contains("dropped"),
-        "{problem}"
-    );
+    assert!(problem.contains("full") && problem.contains("dropped"), "{problem}");
     mount.remount("size=32m");
     full(1_000);
-    wait_until("it works again", || {
-        !stats.is_degraded.load(Ordering::Relaxed)
-    });
+    wait_until("it works again", || !stats.is_degraded.load(Ordering::Relaxed));
     assert!(store.reader().trace(trace_id(1_000)).unwrap().is_some());
     assert!(store.close(Duration::from_secs(5)));
-    let (sent, failed) = (
-        stats.sent.load(Ordering::Relaxed),
-        stats.failed.load(Ordering::Relaxed),
-    );
+    let (sent, failed) = (stats.sent.load(Ordering::Relaxed), stats.failed.load(Ordering::Relaxed));
     assert_eq!(sent + failed, 201, "{sent} written, {failed} failed");
     assert!(failed > 0);
 }
@@ -228,10 +195,7 @@ fn a_disk_that_is_full_at_the_start_is_an_error() {
     let mount = Mount::tmpfs("64k");
     fs::write(mount.path().join("ballast"), vec![0u8; 56 << 10]).unwrap();
     let error = message(Store::open(mount.path(), forever()));
-    assert!(
-        error.contains("full") && error.contains("make room"),
-        "{error}"
-    );
+    assert!(error.contains("full") && error.contains("make room"), "{error}");
 }
 
 /// A small file system of its own, gone at the end. Needs root, as the suite does.

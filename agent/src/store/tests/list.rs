@@ -45,10 +45,7 @@ fn a_line_sums_up_the_trace() {
     ]);
     let list = bench.reader().traces(&TraceFilter::default()).unwrap();
     let line = &list.traces[0];
-    assert_eq!(
-        (line.root_service.as_str(), line.root_name.as_str()),
-        ("shop", "GET /")
-    );
+    assert_eq!((line.root_service.as_str(), line.root_name.as_str()), ("shop", "GET /"));
     assert_eq!(line.start_time_unix_nano, BASE_NS + 5_000_000);
     assert_eq!(line.duration_nano, 100_000_000);
     assert_eq!((line.span_count, line.error_count), (3, 1));
@@ -67,24 +64,11 @@ fn a_line_sums_up_the_trace() {
 fn a_root_that_was_not_seen_is_the_span_whose_parent_is_missing() {
     let mut bench = Bench::new(Retention::default());
     bench.write(vec![
-        SpanBuilder::server(1, 3)
-            .parent(2)
-            .name("child")
-            .at_ms(0, 1)
-            .build(),
-        SpanBuilder::server(1, 2)
-            .parent(99)
-            .name("top")
-            .at_ms(1, 10)
-            .build(),
+        SpanBuilder::server(1, 3).parent(2).name("child").at_ms(0, 1).build(),
+        SpanBuilder::server(1, 2).parent(99).name("top").at_ms(1, 10).build(),
     ]);
     assert_eq!(
-        bench
-            .reader()
-            .traces(&TraceFilter::default())
-            .unwrap()
-            .traces[0]
-            .root_name,
+        bench.reader().traces(&TraceFilter::default()).unwrap().traces[0].root_name,
         "top"
     );
 }
@@ -127,10 +111,7 @@ fn every_filter_finds_its_traces_and_no_others() {
     assert_eq!(list(&|f| f.operation = Some("GET /a".into())), [3, 1]);
     assert_eq!(list(&|f| f.is_error = true), [3, 2]);
     assert_eq!(list(&|f| f.tenant = Some("acme".into())), [1]);
-    assert_eq!(
-        list(&|f| f.attributes = vec![("n".into(), "7".into())]),
-        [3]
-    );
+    assert_eq!(list(&|f| f.attributes = vec![("n".into(), "7".into())]), [3]);
     assert_eq!(
         list(&|f| f.attributes = vec![("host.name".into(), "node-1".into())]),
         [3, 2, 1]
@@ -140,30 +121,15 @@ fn every_filter_finds_its_traces_and_no_others() {
         [0; 0]
     );
     // One span has to meet all of them.
-    assert_eq!(
-        list(&|f| (f.service, f.is_error) = (Some("cart".into()), true)),
-        [0; 0]
-    );
-    assert_eq!(
-        list(&|f| (f.service, f.is_error) = (Some("shop".into()), true)),
-        [3, 2]
-    );
+    assert_eq!(list(&|f| (f.service, f.is_error) = (Some("cart".into()), true)), [0; 0]);
+    assert_eq!(list(&|f| (f.service, f.is_error) = (Some("shop".into()), true)), [3, 2]);
     let ms = 1_000_000;
     assert_eq!(list(&|f| f.min_duration_ns = Some(20 * ms)), [3, 2]);
     assert_eq!(list(&|f| f.max_duration_ns = Some(20 * ms)), [2, 1]);
-    assert_eq!(
-        list(&|f| f.since_unix_ns = Some(BASE_NS + 1_000 * ms)),
-        [3, 2]
-    );
-    assert_eq!(
-        list(&|f| f.until_unix_ns = Some(BASE_NS + 1_000 * ms)),
-        [2, 1]
-    );
+    assert_eq!(list(&|f| f.since_unix_ns = Some(BASE_NS + 1_000 * ms)), [3, 2]);
+    assert_eq!(list(&|f| f.until_unix_ns = Some(BASE_NS + 1_000 * ms)), [2, 1]);
     assert_eq!(list(&|f| f.until_unix_ns = Some(BASE_NS - 1)), [0; 0]);
-    assert_eq!(
-        list(&|f| f.since_unix_ns = Some(BASE_NS + 2_001 * ms)),
-        [0; 0]
-    );
+    assert_eq!(list(&|f| f.since_unix_ns = Some(BASE_NS + 2_001 * ms)), [0; 0]);
 }
 
 #[test]
@@ -203,17 +169,10 @@ fn the_early_end_of_the_scan_changes_no_answer() {
     }
     for limit in [1, 7, 50, 500] {
         let list = bench.reader().traces(&filter(|f| f.limit = limit)).unwrap();
-        let mut expected: Vec<u64> = starts
-            .values()
-            .map(|start| BASE_NS + start * 1_000_000)
-            .collect();
+        let mut expected: Vec<u64> = starts.values().map(|start| BASE_NS + start * 1_000_000).collect();
         expected.sort_unstable_by(|one, other| other.cmp(one));
         expected.truncate(limit);
-        let found: Vec<u64> = list
-            .traces
-            .iter()
-            .map(|trace| trace.start_time_unix_nano)
-            .collect();
+        let found: Vec<u64> = list.traces.iter().map(|trace| trace.start_time_unix_nano).collect();
         assert_eq!(found, expected, "limit {limit}");
     }
 }

@@ -120,10 +120,7 @@ fn a_trace_comes_back_whole_and_grouped_by_resource() {
     let mut bench = Bench::new(Retention::default());
     let (shop, cart) = (service("shop"), service("cart"));
     bench.write(vec![
-        SpanBuilder::server(1, 11)
-            .resource(&shop)
-            .at_ms(0, 100)
-            .build(),
+        SpanBuilder::server(1, 11).resource(&shop).at_ms(0, 100).build(),
         SpanBuilder::client(1, 12)
             .resource(&shop)
             .parent(11)
@@ -141,11 +138,7 @@ fn a_trace_comes_back_whole_and_grouped_by_resource() {
     assert_eq!(trace.resource_spans.len(), 2);
     assert_eq!(trace.resource_spans[0].scope_spans[0].spans.len(), 2);
     assert_eq!(
-        trace.resource_spans[0].scope_spans[0]
-            .scope
-            .as_ref()
-            .unwrap()
-            .name,
+        trace.resource_spans[0].scope_spans[0].scope.as_ref().unwrap().name,
         "spanwire"
     );
     let child = &trace.resource_spans[1].scope_spans[0].spans[0];
@@ -154,10 +147,7 @@ fn a_trace_comes_back_whole_and_grouped_by_resource() {
     let json = serde_json::to_value(&trace).unwrap();
     let span = &json["resourceSpans"][1]["scopeSpans"][0]["spans"][0];
     assert_eq!(span["traceId"], trace_id(1).hex());
-    assert_eq!(
-        span["startTimeUnixNano"],
-        (BASE_NS + 20_000_000).to_string()
-    );
+    assert_eq!(span["startTimeUnixNano"], (BASE_NS + 20_000_000).to_string());
     assert_eq!(span["status"]["code"], 2);
     let status = span["attributes"]
         .as_array()
@@ -210,11 +200,7 @@ fn any_id_that_left_resolves_to_the_whole_tree() {
     {
         assert_eq!(span.trace_id, trace_id(1).0, "one trace has one id");
     }
-    assert_eq!(
-        bench.list(&TraceFilter::default()),
-        [1],
-        "the list has one line for it"
-    );
+    assert_eq!(bench.list(&TraceFilter::default()), [1], "the list has one line for it");
 }
 
 #[test]
@@ -249,14 +235,8 @@ fn the_thread_writes_within_half_a_second_and_all_at_close() {
     let stats = store.stats();
     store.push(vec![SpanBuilder::server(1, 1).build()].into());
     let pushed = std::time::Instant::now();
-    wait_until("the span is written", || {
-        stats.sent.load(Ordering::Relaxed) == 1
-    });
-    assert!(
-        pushed.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        pushed.elapsed()
-    );
+    wait_until("the span is written", || stats.sent.load(Ordering::Relaxed) == 1);
+    assert!(pushed.elapsed() < Duration::from_secs(2), "{:?}", pushed.elapsed());
     assert!(store.reader().trace(trace_id(1)).unwrap().is_some());
     for number in 2..1_000 {
         store.push(vec![SpanBuilder::server(number, number).build()].into());
@@ -282,12 +262,7 @@ fn a_full_queue_drops_the_oldest_and_counts() {
     assert_eq!(taken.batches[0][0].trace_id, trace_id(10));
     let huge = Value::Str("x".repeat(1 << 20).into());
     for number in 0..20 {
-        queue.push(
-            vec![SpanBuilder::server(number, 1)
-                .attribute("big", huge.clone())
-                .build()]
-            .into(),
-        );
+        queue.push(vec![SpanBuilder::server(number, 1).attribute("big", huge.clone()).build()].into());
     }
     let taken = queue.take(Duration::ZERO, Duration::ZERO, usize::MAX);
     assert_eq!(

@@ -39,19 +39,14 @@ fn old_traces_go_and_those_with_errors_stay_whole_until_their_own_age() {
     bench.alias(200, 100);
     // A newer bucket.
     bench.now_ns += ns(HOUR);
-    bench.write(vec![SpanBuilder::server(300, 1)
-        .at_ms(3_600_000, 1)
-        .build()]);
+    bench.write(vec![SpanBuilder::server(300, 1).at_ms(3_600_000, 1).build()]);
     assert_eq!(
         steps(&bench, &retention, bench.now_ns, 16),
         0,
         "not yet older than an hour"
     );
     let later = bench.now_ns + ns(HOUR / 2);
-    assert!(
-        steps(&bench, &retention, later, 16) >= 100 / 16,
-        "in several steps"
-    );
+    assert!(steps(&bench, &retention, later, 16) >= 100 / 16, "in several steps");
     assert_eq!(
         bench.list(&TraceFilter {
             limit: 200,
@@ -69,9 +64,7 @@ fn old_traces_go_and_those_with_errors_stay_whole_until_their_own_age() {
         bench
             .writer
             .connection
-            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
-                row.get(0)
-            })
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))
             .unwrap()
     };
     assert_eq!((count("alias"), count("rollup")), (0, 0));
@@ -98,11 +91,7 @@ fn a_resource_goes_with_the_last_bucket_that_used_it() {
         .at_ms(3_600_000, 1)
         .build()]);
     steps(&bench, &retention, bench.now_ns + ns(HOUR / 2), 16);
-    let mut names = bench
-        .writer
-        .connection
-        .prepare("SELECT service FROM resource")
-        .unwrap();
+    let mut names = bench.writer.connection.prepare("SELECT service FROM resource").unwrap();
     let names: Vec<String> = names
         .query_map([], |row| row.get(0))
         .unwrap()
@@ -138,11 +127,7 @@ fn the_file_stays_near_its_bound_and_the_newest_stay_in_it() {
             256,
         )
         .unwrap();
-        largest = largest.max(
-            std::fs::metadata(bench.dir.path().join(FILE_NAME))
-                .unwrap()
-                .len(),
-        );
+        largest = largest.max(std::fs::metadata(bench.dir.path().join(FILE_NAME)).unwrap().len());
     }
     assert!(
         largest < size_bytes * 5 / 4,
@@ -189,9 +174,7 @@ fn a_lower_bound_shrinks_the_file() {
         .connection
         .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
         .unwrap();
-    let length = std::fs::metadata(bench.dir.path().join(FILE_NAME))
-        .unwrap()
-        .len();
+    let length = std::fs::metadata(bench.dir.path().join(FILE_NAME)).unwrap().len();
     assert!(length <= 5 << 18, "{length}");
     assert_eq!(bench.spans_of(9_999), [1]);
 }
