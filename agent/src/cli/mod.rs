@@ -4,6 +4,14 @@
 //! Exit status: 0 done, 1 could not do it, 2 bad usage or configuration. Data goes to stdout, everything else to
 //! stderr.
 
+mod client;
+pub mod services;
+pub mod status;
+mod text;
+pub mod trace;
+pub mod traces;
+mod tree;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
