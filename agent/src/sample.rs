@@ -30,11 +30,11 @@ impl Sampler {
     }
 
     /// Whether this span is handed on.
-    pub fn keep(&self, span: &Span) -> bool {
+    pub fn keep(self, span: &Span) -> bool {
         self.keeps(span.trace_id)
     }
 
-    fn keeps(&self, TraceId(bytes): TraceId) -> bool {
+    fn keeps(self, TraceId(bytes): TraceId) -> bool {
         let random = u64::from_be_bytes([
             bytes[8], bytes[9], bytes[10], bytes[11], bytes[12], bytes[13], bytes[14], bytes[15],
         ]);

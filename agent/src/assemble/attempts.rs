@@ -31,6 +31,12 @@ pub(super) enum Maker {
     Thread(u32, u32),
 }
 
+impl Maker {
+    const fn is_thread(self) -> bool {
+        matches!(self, Self::Thread(..))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
     span: SpanId,
@@ -42,6 +48,8 @@ struct Attempt {
     host: u32,
     port: u16,
     failed: bool,
+    /// It followed as many failures as one row may have: with it another begins.
+    begins_row: bool,
 }
 
 /// What an exchange repeats.
@@ -79,7 +87,7 @@ impl Attempts {
         if !counts(record) || (!failed && self.groups.is_empty()) {
             return;
         }
-        let attempt = self.attempt(record, failed);
+        let mut attempt = self.attempt(record, failed);
         let group = if failed {
             self.groups.entry(maker, Vec::new)
         } else {
@@ -91,6 +99,8 @@ impl Attempts {
         if group.iter().any(|known| known.span == attempt.span) {
             return;
         }
+        attempt.begins_row =
+            row(maker, group, &attempt).len() > MAX_THREAD_REPEATS && maker.is_thread();
         if group.len() == MAX_ATTEMPTS {
             group.remove(0);
         }
@@ -103,38 +113,14 @@ impl Attempts {
             return None;
         }
         let this = self.attempt(record, false);
-        let group = self.groups.get_mut(&maker)?;
-        let mut before: Vec<Attempt> = group
-            .iter()
-            .filter(|known| known.span != this.span && known.start_ns < this.start_ns)
-            .copied()
-            .collect();
-        before.sort_unstable_by_key(|known| known.start_ns);
-        let mut first: Option<Attempt> = None;
-        let mut count = 0;
-        let mut next_start_ns = this.start_ns;
-        for known in before.iter().rev() {
-            let same = same_target(known, &this, matches!(maker, Maker::NginxRequest(_)));
-            if matches!(maker, Maker::Thread(..)) {
-                let gap_ns = next_start_ns.saturating_sub(known.end_ns);
-                let in_turn = known.end_ns <= next_start_ns && gap_ns <= THREAD_GAP_NS;
-                if !(same && known.failed && in_turn) || count == MAX_THREAD_REPEATS {
-                    break;
-                }
-                next_start_ns = known.start_ns;
-            } else if !same {
-                continue;
-            } else if !known.failed {
-                break;
-            } else if known.end_ns > this.start_ns {
-                continue;
-            }
-            count += 1;
-            first = Some(*known);
+        let row = row(maker, self.groups.get_mut(&maker)?, &this);
+        let first = row.last()?;
+        if maker.is_thread() && row.len() > MAX_THREAD_REPEATS {
+            return None;
         }
-        first.map(|attempt| Repeats {
-            count: count as u32,
-            trace: attempt.trace,
+        Some(Repeats {
+            count: row.len() as u32,
+            trace: first.trace,
         })
     }
 
@@ -163,8 +149,41 @@ impl Attempts {
             host: record.host_hash,
             port: record.remote_port,
             failed,
+            begins_row: false,
         }
     }
+}
+
+/// The failed attempts before `this` that it repeats, the latest first.
+fn row(maker: Maker, group: &[Attempt], this: &Attempt) -> Vec<Attempt> {
+    let mut before: Vec<Attempt> = group
+        .iter()
+        .filter(|known| known.span != this.span && known.start_ns < this.start_ns)
+        .copied()
+        .collect();
+    before.sort_unstable_by_key(|known| known.start_ns);
+    let mut row = Vec::new();
+    let mut next_start_ns = this.start_ns;
+    for known in before.into_iter().rev() {
+        let same = same_target(&known, this, matches!(maker, Maker::NginxRequest(_)));
+        if maker.is_thread() {
+            let gap_ns = next_start_ns.saturating_sub(known.end_ns);
+            let in_turn = known.end_ns <= next_start_ns && gap_ns <= THREAD_GAP_NS;
+            if !(same && known.failed && in_turn) {
+                break;
+            }
+            next_start_ns = known.start_ns;
+        } else if !same || (known.failed && known.end_ns > this.start_ns) {
+            continue;
+        } else if !known.failed {
+            break;
+        }
+        row.push(known);
+        if known.begins_row {
+            break;
+        }
+    }
+    row
 }
 
 /// When it began; a connect that failed may have no first byte.

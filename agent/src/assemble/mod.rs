@@ -23,7 +23,7 @@ mod local;
 mod process;
 mod recent;
 #[cfg(test)]
-pub mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod texts;

@@ -25,29 +25,30 @@ const MAX_HEADER_LINES: usize = 4 * KEPT_HEADERS;
 impl Texts {
     fn add(&mut self, record: &TextRecord) {
         let used = &record.bytes[..usize::from(record.len).min(TEXT_BYTES)];
+        let cut = record.cut != 0;
         match record.what {
-            text::TRACESTATE => {
-                if self.tracestate.len() + used.len() < tracestate::MAX_COLLECTED
-                    && !self.tracestate_cut
-                {
-                    self.tracestate.push_str(&String::from_utf8_lossy(used));
-                    self.tracestate.push(',');
-                    self.tracestate_cut = record.cut != 0;
-                    if self.tracestate_cut {
-                        // The comma would make the broken member look whole.
-                        self.tracestate.pop();
-                    }
-                }
+            text::TRACESTATE => self.add_tracestate(&String::from_utf8_lossy(used), cut),
+            text::HEADER
+                if usize::from(record.index) < KEPT_HEADERS
+                    && self.headers.len() < MAX_HEADER_LINES =>
+            {
+                self.headers.push((record.index, readable(used, cut)));
             }
-            text::HEADER if usize::from(record.index) < KEPT_HEADERS => {
-                if self.headers.len() < MAX_HEADER_LINES {
-                    self.headers
-                        .push((record.index, readable(used, record.cut != 0)));
-                }
-            }
-            text::USER_AGENT => self.user_agent = Some(readable(used, record.cut != 0)),
+            text::USER_AGENT => self.user_agent = Some(readable(used, cut)),
             _ => {}
         }
+    }
+
+    /// Appends a line. What comes after a cut one cannot be placed, and is left out.
+    fn add_tracestate(&mut self, line: &str, cut: bool) {
+        if self.tracestate_cut || self.tracestate.len() + line.len() >= tracestate::MAX_COLLECTED {
+            return;
+        }
+        if !self.tracestate.is_empty() {
+            self.tracestate.push(',');
+        }
+        self.tracestate.push_str(line);
+        self.tracestate_cut = cut;
     }
 
     /// The tracestate, if it is one.
