@@ -1,2 +1,78 @@
-//! Placeholder: builds the eBPF object.
-fn main() {}
+//! Builds the kernel side (`agent-ebpf`, for `bpfel-unknown-none`) and tells the agent where the object is:
+//! `aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_OBJECT"))`.
+//!
+//! The tools are those `./x` sets up; a plain `cargo build`, `test` or `clippy` finds them in the same places.
+
+#[path = "../xtask/src/toolchain.rs"]
+mod toolchain;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            println!("cargo::error={problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let manifest_dir = required_path("CARGO_MANIFEST_DIR")?;
+    let root = manifest_dir
+        .parent()
+        .ok_or("the agent's crate has no parent directory")?;
+    watch(root);
+
+    let rustc = toolchain::find_bpf_rustc()?;
+    let linker = toolchain::find_bpf_linker(rustc.llvm_major)?;
+    for tool in [&rustc.rustc, &linker] {
+        println!("cargo::rerun-if-changed={}", tool.display());
+    }
+    let target_dir = required_path("OUT_DIR")?.join("ebpf");
+    let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, root, &target_dir, "build");
+    if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() {
+        cargo.args(["--features", "log"]);
+    }
+    // Cargo shows a build script's output only when it fails, which is when the compiler's messages are wanted.
+    let status = cargo
+        .status()
+        .map_err(|error| format!("cannot run {}: {error}", rustc.cargo().display()))?;
+    if !status.success() {
+        return Err("the eBPF crate did not build; the compiler's messages are below".to_owned());
+    }
+    let object = target_dir.join(toolchain::BPF_TARGET).join("release/spanwire-ebpf");
+    println!("cargo::rustc-env=SPANWIRE_EBPF_OBJECT={}", object.display());
+    Ok(())
+}
+
+/// Everything the object is made from, the tools included.
+fn watch(root: &Path) {
+    for path in [
+        "agent-ebpf",
+        "agent-common/src",
+        "agent-common/Cargo.toml",
+        "Cargo.lock",
+        "xtask/src/toolchain.rs",
+    ] {
+        println!("cargo::rerun-if-changed={}", root.join(path).display());
+    }
+    for name in [
+        "SPANWIRE_BPF_RUSTC",
+        "SPANWIRE_BPF_LINKER",
+        "SPANWIRE_CACHE",
+        "XDG_CACHE_HOME",
+    ] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+}
+
+fn required_path(name: &str) -> Result<PathBuf, String> {
+    env::var_os(name)
+        .map(PathBuf::from)
+        .ok_or_else(|| format!("cargo did not set {name}"))
+}

@@ -33,6 +33,8 @@ pub mod kind {
     pub const PROCESS: u8 = 3;
     /// A [`super::LinkRecord`].
     pub const LINK: u8 = 4;
+    /// An [`super::OpaqueTurn`].
+    pub const OPAQUE_TURN: u8 = 5;
 }
 
 /// First 16 bytes of every ring record.
@@ -375,6 +377,65 @@ pub struct LinkRecord {
     pub server_span_id: [u8; 8],
 }
 
+/// One turn of a call on a protocol that is not understood or is encrypted, made while a traced request was being
+/// served: what was sent, then what came back, until the next send or until it went quiet. Also the value of the map
+/// OPAQUE_TURNS, from which user space takes the turns that went quiet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct OpaqueTurn {
+    /// Kind [`kind::OPAQUE_TURN`].
+    pub header: RecordHeader,
+    /// First send of the turn.
+    pub sent_first_ns: u64,
+    /// Last send of the turn.
+    pub sent_last_ns: u64,
+    /// First receive after it, 0 if none came.
+    pub received_first_ns: u64,
+    /// Last receive.
+    pub received_last_ns: u64,
+    /// This span's id.
+    pub span_id: u64,
+    /// Server span id of the open request that caused it.
+    pub cause_span_id: u64,
+    /// That request's trace id.
+    pub cause_trace_id: [u64; 2],
+    /// Hash of the trace's tenant, 0 if none.
+    pub tenant: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// cgroup v2 id of the task.
+    pub cgroup_id: u64,
+    /// Local address, network order.
+    pub local_addr: [u64; 2],
+    /// Remote address, network order.
+    pub remote_addr: [u64; 2],
+    /// Local port.
+    pub local_port: u16,
+    /// Remote port.
+    pub remote_port: u16,
+    /// Inode of the socket's network namespace.
+    pub netns: u32,
+    /// Thread group id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Bits of [`flag`].
+    pub flags: u32,
+    /// [`cause`].
+    pub cause: u8,
+    /// [`ProcessClass`] as the kernel side knew it.
+    pub class: u8,
+    /// [`family`].
+    pub family: u8,
+    /// [`protocol_id::OPAQUE`] or [`protocol_id::TLS`].
+    pub protocol: u8,
+}
+
 /// What user space found out about a process, written into the map PROCESSES: which rules its parents may rest on.
 /// DESIGN.md 2, promise 2; correlation.md, "Known to be thread-per-request".
 #[repr(u8)]
@@ -534,6 +595,7 @@ const _: () = {
     assert!(size_of::<TextRecord>() == 808);
     assert!(size_of::<ProcessRecord>() == 192);
     assert!(size_of::<LinkRecord>() == 72);
+    assert!(size_of::<OpaqueTurn>() == 176);
     assert!(size_of::<ProcessValue>() == 16);
     assert!(size_of::<Settings>() == 32 + KEPT_HEADERS * 40 + 64);
 };

@@ -1,4 +1,38 @@
+//! The kernel side of spanwire: programs and maps.
+//!
+//! ```text
+//! hook/*  ->  socket (admit, find state)  ->  engine (parse)  ->  exchange, unit, wire (context)  ->  emit (record)
+//! ```
+//!
+//! Protocol knowledge is in `spanwire_common::protocol`; policy is in maps that user space writes.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod arch;
+mod call;
+mod count;
+mod emit;
+mod engine;
+mod exchange;
+mod hook;
+mod maps;
+mod offsets;
+mod opaque;
+mod sk;
+mod socket;
+mod state;
+mod unit;
+mod wire;
+
+/// Licence of the object: it calls helpers that are GPL only.
+#[link_section = "license"]
+#[no_mangle]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never reached: a panicking path would leave this loop in the object, and the verifier refuses it.
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! { loop {} }
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

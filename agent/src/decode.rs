@@ -8,8 +8,8 @@
 use std::mem::{offset_of, size_of};
 
 use spanwire_common::abi::{
-    cause, context_format, family, kind, outcome, process_event, protocol_id, side, text,
-    ExchangeRecord, LinkRecord, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
+    cause, context_format, family, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord, LinkRecord,
+    ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
@@ -25,7 +25,9 @@ pub enum Event {
 /// Why a record was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    #[error("ring record of {got} bytes is shorter than its header or than it says ({said}): the ring was not read whole")]
+    #[error(
+        "ring record of {got} bytes is shorter than its header or than it says ({said}): the ring was not read whole"
+    )]
     Short { said: usize, got: usize },
     #[error("ring record has layout version {0}, this agent reads {ABI_VERSION}: the eBPF object is of another build")]
     Version(u8),
@@ -33,9 +35,7 @@ pub enum DecodeError {
     Kind(u8),
     #[error("ring record of kind {kind} cannot be {said} bytes long: the eBPF object is of another build")]
     Length { kind: u8, said: usize },
-    #[error(
-        "ring record of kind {kind} has an impossible {field}: the kernel side wrote it wrong"
-    )]
+    #[error("ring record of kind {kind} has an impossible {field}: the kernel side wrote it wrong")]
     Field { kind: u8, field: &'static str },
 }
 
@@ -57,10 +57,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         return Err(DecodeError::Version(header.version));
     }
     let said = header.len as usize;
-    let record = bytes.get(..said).ok_or(DecodeError::Short {
-        said,
-        got: bytes.len(),
-    })?;
+    let record = bytes.get(..said).ok_or(DecodeError::Short { said, got: bytes.len() })?;
     match header.kind {
         kind::EXCHANGE => exchange(record).map(Event::Exchange),
         kind::TEXT => text_record(record).map(Event::Text),
@@ -108,11 +105,7 @@ fn exchange(bytes: &[u8]) -> Result<Box<ExchangeRecord>, DecodeError> {
     let method_len = usize::from(record.method_len);
     check(KIND, "path_len", path_len <= bytes.len() - EXCHANGE_FIXED)?;
     check(KIND, "method_len", method_len <= METHOD_BYTES)?;
-    check(
-        KIND,
-        "side",
-        matches!(record.side, side::SERVER | side::CLIENT),
-    )?;
+    check(KIND, "side", matches!(record.side, side::SERVER | side::CLIENT))?;
     check(KIND, "outcome", record.outcome <= outcome::EXIT)?;
     check(
         KIND,
@@ -124,11 +117,7 @@ fn exchange(bytes: &[u8]) -> Result<Box<ExchangeRecord>, DecodeError> {
         "family",
         matches!(record.family, family::UNIX | family::INET | family::INET6),
     )?;
-    check(
-        KIND,
-        "context_format",
-        record.context_format <= context_format::DATADOG,
-    )?;
+    check(KIND, "context_format", record.context_format <= context_format::DATADOG)?;
     check(KIND, "cause", record.cause <= cause::HEADER)?;
     check(KIND, "trace_id", record.trace_id != [0; 16])?;
     check(KIND, "span_id", record.span_id != [0; 8])?;

@@ -41,10 +41,7 @@ fn an_exchange_may_end_after_its_path() {
             panic!("{path}")
         };
         assert_eq!(&record.path[..path.len()], path.as_bytes());
-        assert_eq!(
-            record.path[path.len()..].iter().max(),
-            (path.len() < 256).then_some(&0)
-        );
+        assert_eq!(record.path[path.len()..].iter().max(), (path.len() < 256).then_some(&0));
     }
 }
 
@@ -88,10 +85,7 @@ fn what_is_refused() {
         decode(&bytes)
     };
     assert!(matches!(decode(&[]), Err(DecodeError::Short { .. })));
-    assert!(matches!(
-        decode(&bytes[..15]),
-        Err(DecodeError::Short { .. })
-    ));
+    assert!(matches!(decode(&bytes[..15]), Err(DecodeError::Short { .. })));
     assert!(matches!(
         decode(&bytes[..bytes.len() - 1]),
         Err(DecodeError::Short { .. })
@@ -121,10 +115,7 @@ fn what_is_refused() {
     assert!(matches!(of_length(0), Err(DecodeError::Length { .. })));
     assert!(matches!(
         of_length(5000),
-        Err(DecodeError::Short {
-            said: 5000,
-            got: 4096
-        })
+        Err(DecodeError::Short { said: 5000, got: 4096 })
     ));
 }
 
@@ -294,11 +285,7 @@ fn at(cpu: u16, seq: u64) -> RecordHeader {
 fn holes_are_counted_per_cpu() {
     let mut sequence = Sequence::new();
     for (cpu, seq) in [(0, 1), (1, 900), (0, 2), (1, 901), (0, 5), (1, 902), (3, 0)] {
-        assert_eq!(
-            sequence.observe(&at(cpu, seq)),
-            0,
-            "the missing two may still come"
-        );
+        assert_eq!(sequence.observe(&at(cpu, seq)), 0, "the missing two may still come");
     }
     assert_eq!(sequence.sweep(), 2);
     assert_eq!(sequence.sweep(), 0);

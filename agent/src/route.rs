@@ -85,9 +85,7 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use super::{Batching, Router};
-    use crate::span::{
-        ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId,
-    };
+    use crate::span::{ParentSource, Resource, Span, SpanBatch, SpanId, SpanKind, SpanStatus, TraceId};
     use std::sync::Arc;
 
     fn span(n: u8) -> Span {

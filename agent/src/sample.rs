@@ -57,11 +57,7 @@ mod tests {
     fn ids() -> impl Iterator<Item = TraceId> {
         (1..=10_000u64).map(|n| {
             let mut bytes = [0xaa; 16];
-            bytes[8..].copy_from_slice(
-                &n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                    .rotate_left(17)
-                    .to_be_bytes(),
-            );
+            bytes[8..].copy_from_slice(&n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17).to_be_bytes());
             TraceId(bytes)
         })
     }
@@ -72,11 +68,7 @@ mod tests {
         assert!(ids().all(|id| Sampler::ratio(1.0).keeps(id)));
         assert!(ids().all(|id| Sampler::ratio(7.0).keeps(id)));
         assert_eq!(ids().filter(|id| Sampler::ratio(0.0).keeps(*id)).count(), 0);
-        assert_eq!(
-            Sampler::ratio(f64::NAN).threshold,
-            0,
-            "not a number drops nothing"
-        );
+        assert_eq!(Sampler::ratio(f64::NAN).threshold, 0, "not a number drops nothing");
         assert!(Sampler::keep_all().keeps(TraceId([0; 16])));
     }
 

@@ -13,12 +13,7 @@ use crate::span::{ParentSource, SpanId, TraceId};
 const OTLP_PATHS: [&[u8]; 3] = [b"/v1/traces", b"/v1/metrics", b"/v1/logs"];
 
 impl Assembler {
-    pub(super) fn arrive(
-        &mut self,
-        record: Box<ExchangeRecord>,
-        now_ns: u64,
-        out: &mut impl FnMut(Output),
-    ) {
+    pub(super) fn arrive(&mut self, record: Box<ExchangeRecord>, now_ns: u64, out: &mut impl FnMut(Output)) {
         self.counted.exchanges += 1;
         let is_server = record.side == side::SERVER;
         let process = self.processes.meet(record.pid);
@@ -133,8 +128,7 @@ impl Assembler {
         Runtime {
             class: process.class,
             demoted: process.demoted,
-            may_inherit: record.cause != spanwire_common::abi::cause::PROCESS
-                || self.processes.may_inherit(record.pid),
+            may_inherit: record.cause != spanwire_common::abi::cause::PROCESS || self.processes.may_inherit(record.pid),
         }
     }
 
@@ -166,17 +160,11 @@ impl Assembler {
             self.attempts.note(maker, record);
         }
         let class = judge::class_of(record, runtime);
-        evidence == Evidence::Waits
-            || (evidence == Evidence::Nothing && class == ProcessClass::Unclassified)
+        evidence == Evidence::Waits || (evidence == Evidence::Nothing && class == ProcessClass::Unclassified)
     }
 
     /// By whom a client exchange was made, as far as attempts go.
-    pub(super) fn maker(
-        &self,
-        record: &ExchangeRecord,
-        runtime: Runtime,
-        evidence: Evidence,
-    ) -> Option<Maker> {
+    pub(super) fn maker(&self, record: &ExchangeRecord, runtime: Runtime, evidence: Evidence) -> Option<Maker> {
         let class = judge::class_of(record, runtime);
         match evidence {
             // An SDK numbers the attempts it makes itself, and gives each a parent of its own.
@@ -184,9 +172,7 @@ impl Assembler {
                 source: ParentSource::Header,
                 ..
             } if judge::sdk_made(record) => None,
-            Evidence::Exact { span, .. } if class == ProcessClass::Nginx => {
-                Some(Maker::NginxRequest(span))
-            }
+            Evidence::Exact { span, .. } if class == ProcessClass::Nginx => Some(Maker::NginxRequest(span)),
             Evidence::Exact { span, .. } => Some(Maker::Request(span)),
             Evidence::Nothing if judge::one_at_a_time(class) && !self.serves(record) => {
                 Some(Maker::Thread(record.pid, record.tid))

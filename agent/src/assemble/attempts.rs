@@ -99,8 +99,7 @@ impl Attempts {
         if group.iter().any(|known| known.span == attempt.span) {
             return;
         }
-        attempt.begins_row =
-            row(maker, group, &attempt).len() > MAX_THREAD_REPEATS && maker.is_thread();
+        attempt.begins_row = row(maker, group, &attempt).len() > MAX_THREAD_REPEATS && maker.is_thread();
         if group.len() == MAX_ATTEMPTS {
             group.remove(0);
         }

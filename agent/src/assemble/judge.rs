@@ -128,10 +128,7 @@ pub(super) fn client(record: &ExchangeRecord, runtime: Runtime) -> Evidence {
 }
 
 /// `None`: the class is needed to tell.
-fn may_rest_on_cause(
-    record: &ExchangeRecord,
-    runtime: Runtime,
-) -> Option<Result<(), UnknownReason>> {
+fn may_rest_on_cause(record: &ExchangeRecord, runtime: Runtime) -> Option<Result<(), UnknownReason>> {
     if record.cause == cause::PROCESS {
         if !runtime.may_inherit {
             return Some(Err(UnknownReason::Runtime));
@@ -178,9 +175,7 @@ fn class_allows(class: ProcessClass, record: &ExchangeRecord) -> Result<(), Unkn
             Err(UnknownReason::Handoff)
         }
         (
-            ProcessClass::ThreadPerRequest
-            | ProcessClass::ThreadReadsWhole
-            | ProcessClass::ProcessPerRequest,
+            ProcessClass::ThreadPerRequest | ProcessClass::ThreadReadsWhole | ProcessClass::ProcessPerRequest,
             cause::THREAD,
         )
         | (ProcessClass::Nginx, cause::IO) => Ok(()),
@@ -217,8 +212,6 @@ pub(super) fn class_of(record: &ExchangeRecord, runtime: Runtime) -> ProcessClas
 pub(super) const fn one_at_a_time(class: ProcessClass) -> bool {
     matches!(
         class,
-        ProcessClass::ThreadPerRequest
-            | ProcessClass::ThreadReadsWhole
-            | ProcessClass::ProcessPerRequest
+        ProcessClass::ThreadPerRequest | ProcessClass::ThreadReadsWhole | ProcessClass::ProcessPerRequest
     )
 }

@@ -21,10 +21,7 @@ impl Assembler {
         let texts = self.shelf.take(SpanId(record.span_id));
         let unclassified = record.class == ProcessClass::Unclassified as u8 && !process.known;
         let user_agent = texts.as_ref().and_then(|texts| texts.user_agent.as_deref());
-        if process.excluded
-            || (unclassified && !self.options.keep_unclassified)
-            || self.excluded(&record, user_agent)
-        {
+        if process.excluded || (unclassified && !self.options.keep_unclassified) || self.excluded(&record, user_agent) {
             self.drop_excluded(&record, out);
             return;
         }
@@ -44,8 +41,7 @@ impl Assembler {
             out(Output::Alias(alias));
         }
         // A tracestate means nothing without the traceparent it came with (W3C Trace Context 3.3).
-        let adopted =
-            record.context_format == context_format::W3C && has(&record, flag::ADOPTED_HEADER);
+        let adopted = record.context_format == context_format::W3C && has(&record, flag::ADOPTED_HEADER);
         let tracestate = texts
             .as_ref()
             .filter(|_| adopted)
@@ -65,8 +61,7 @@ impl Assembler {
     /// The parent of a server span: the client span at the other end of the wire, or what the header says, or by the
     /// table in contract.md, "Spans".
     fn server_parent(&mut self, record: &ExchangeRecord) -> Parent {
-        let header = header_names_parent(record)
-            .then(|| exact(ParentSource::Header, SpanId(record.header_parent_id)));
+        let header = header_names_parent(record).then(|| exact(ParentSource::Header, SpanId(record.header_parent_id)));
         let Some(client) = self.wire.client_of(record) else {
             return header.unwrap_or_else(|| self.parentless_server(record));
         };
@@ -126,11 +121,7 @@ impl Assembler {
                 // Forwarded, but not while exactly one request with this header was open.
                 unknown(UnknownReason::Handoff)
             }
-            Evidence::Exact {
-                source,
-                span,
-                trace,
-            } => {
+            Evidence::Exact { source, span, trace } => {
                 if self.union.find(trace) == self.union.find(TraceId(record.trace_id)) {
                     exact(source, span)
                 } else {

@@ -13,9 +13,7 @@ use super::recent::{Recent, FOREVER_NS};
 /// An address out of a record; IPv4 in IPv6 clothes is IPv4. `None` for unix sockets.
 pub fn address(of_family: u8, bytes: &[u8; 16]) -> Option<IpAddr> {
     match of_family {
-        family::INET => Some(IpAddr::V4(Ipv4Addr::new(
-            bytes[0], bytes[1], bytes[2], bytes[3],
-        ))),
+        family::INET => Some(IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))),
         family::INET6 => Some(Ipv6Addr::from(*bytes).to_canonical()),
         _ => None,
     }
@@ -46,9 +44,7 @@ impl LocalAddrs {
     pub fn place(&self, address: IpAddr) -> Place {
         if address.is_loopback() || address.is_unspecified() || self.addresses.contains(&address) {
             Place::Node
-        } else if well_known_local(address)
-            || self.ranges.iter().any(|range| within(address, *range))
-        {
+        } else if well_known_local(address) || self.ranges.iter().any(|range| within(address, *range)) {
             Place::Near
         } else {
             Place::Outside
@@ -67,9 +63,7 @@ fn well_known_local(address: IpAddr) -> bool {
 fn within(address: IpAddr, (network, prefix): (IpAddr, u8)) -> bool {
     match (address, network) {
         (IpAddr::V4(a), IpAddr::V4(n)) => {
-            let mask = u32::MAX
-                .checked_shl(32_u32.saturating_sub(prefix.into()))
-                .unwrap_or(0);
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix.into())).unwrap_or(0);
             (a.to_bits() ^ n.to_bits()) & mask == 0
         }
         (IpAddr::V6(a), IpAddr::V6(n)) => {
@@ -185,14 +179,8 @@ mod tests {
         assert!(within("8.8.8.8".parse().unwrap(), range("1.1.1.1", 0)));
         assert!(within("1.1.1.1".parse().unwrap(), range("1.1.1.1", 32)));
         assert!(!within("1.1.1.0".parse().unwrap(), range("1.1.1.1", 32)));
-        assert!(within(
-            "2001:db8::1".parse().unwrap(),
-            range("2001:db8::", 32)
-        ));
-        assert!(!within(
-            "2001:db9::1".parse().unwrap(),
-            range("2001:db8::", 32)
-        ));
+        assert!(within("2001:db8::1".parse().unwrap(), range("2001:db8::", 32)));
+        assert!(!within("2001:db9::1".parse().unwrap(), range("2001:db8::", 32)));
         assert!(within("2001:db9::1".parse().unwrap(), range("::", 0)));
         assert!(!within("8.8.8.8".parse().unwrap(), range("::", 0)));
     }
@@ -201,10 +189,7 @@ mod tests {
     fn mapped_addresses_are_ipv4() {
         let mut bytes = [0; 16];
         bytes[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 1]);
-        assert_eq!(
-            address(family::INET6, &bytes),
-            Some("10.0.0.1".parse().unwrap())
-        );
+        assert_eq!(address(family::INET6, &bytes), Some("10.0.0.1".parse().unwrap()));
         assert_eq!(address(family::UNIX, &bytes), None);
     }
 }

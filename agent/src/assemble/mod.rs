@@ -32,9 +32,7 @@ mod union;
 mod window;
 mod wire;
 
-use spanwire_common::abi::{
-    process_event, ExchangeRecord, LinkRecord, ProcessClass, ProcessRecord,
-};
+use spanwire_common::abi::{process_event, ExchangeRecord, LinkRecord, ProcessClass, ProcessRecord};
 use spanwire_common::drop::UserDrop;
 
 pub use self::local::{address, LocalAddrs, Place};
@@ -215,10 +213,8 @@ impl Assembler {
 
     /// The process has ended: what is known of it is forgotten once its last exchanges have left.
     pub fn process_exit(&mut self, pid: u32, now_ns: u64) {
-        self.processes.exit(
-            pid,
-            now_ns.saturating_add(self.options.settle_ns.saturating_mul(2)),
-        );
+        self.processes
+            .exit(pid, now_ns.saturating_add(self.options.settle_ns.saturating_mul(2)));
     }
 
     /// Another set of local addresses and ranges, for spans that leave from now on.

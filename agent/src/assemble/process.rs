@@ -83,9 +83,9 @@ impl Processes {
                 return true;
             }
             match self.peek(pid).class {
-                ProcessClass::ThreadPerRequest
-                | ProcessClass::ProcessPerRequest
-                | ProcessClass::ThreadReadsWhole => return true,
+                ProcessClass::ThreadPerRequest | ProcessClass::ProcessPerRequest | ProcessClass::ThreadReadsWhole => {
+                    return true
+                }
                 ProcessClass::EventLoop
                 | ProcessClass::Go
                 | ProcessClass::Jvm

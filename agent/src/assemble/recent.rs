@@ -78,10 +78,7 @@ impl<K: Hash + Eq, V> Recent<K, V> {
                 self.old.remove(&key)
             };
             self.make_room();
-            return self
-                .young
-                .entry(key)
-                .or_insert_with(|| value.unwrap_or_else(make));
+            return self.young.entry(key).or_insert_with(|| value.unwrap_or_else(make));
         }
         self.young.entry(key).or_insert_with(make)
     }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use spanwire_common::abi::{
-    context_format, family, flag, kind, outcome, process_event, protocol_id, side, text,
-    ExchangeRecord, LinkRecord, ProcessClass, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION,
+    context_format, family, flag, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord, LinkRecord,
+    ProcessClass, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION,
 };
 use spanwire_common::drop::UserDrop;
 use zerocopy::FromZeros;
@@ -51,16 +51,12 @@ pub(crate) struct Exchange(pub(crate) ExchangeRecord);
 
 /// A server exchange with span id `n`, in a process of pid 100 + `n`.
 pub(crate) fn server(n: u64) -> Exchange {
-    Exchange::new(side::SERVER, n)
-        .pid(100 + n as u32)
-        .ports(80, 40_000)
+    Exchange::new(side::SERVER, n).pid(100 + n as u32).ports(80, 40_000)
 }
 
 /// A client exchange with span id `n`, in a process of pid 100 + `n`.
 pub(crate) fn client(n: u64) -> Exchange {
-    Exchange::new(side::CLIENT, n)
-        .pid(100 + n as u32)
-        .ports(40_000, 80)
+    Exchange::new(side::CLIENT, n).pid(100 + n as u32).ports(40_000, 80)
 }
 
 impl Exchange {
@@ -330,17 +326,14 @@ impl Replay {
     fn take(&mut self, run: impl FnOnce(&mut Assembler, u64, &mut dyn FnMut(Output))) {
         let mut outputs = Vec::new();
         run(&mut self.assembler, self.now_ns, &mut |output| {
-            outputs.push(output)
+            outputs.push(output);
         });
         for output in outputs {
             match output {
                 Output::Settled(settled) => {
                     let id = SpanId(settled.record.span_id);
                     self.order.push(id);
-                    assert!(
-                        self.settled.insert(id, settled).is_none(),
-                        "{id} left twice"
-                    );
+                    assert!(self.settled.insert(id, settled).is_none(), "{id} left twice");
                 }
                 Output::Alias(alias) => self.aliases.push(alias),
                 Output::Dropped(reason, count) => *self.dropped.entry(reason).or_default() += count,

@@ -28,10 +28,7 @@ impl Texts {
         let cut = record.cut != 0;
         match record.what {
             text::TRACESTATE => self.add_tracestate(&String::from_utf8_lossy(used), cut),
-            text::HEADER
-                if usize::from(record.index) < KEPT_HEADERS
-                    && self.headers.len() < MAX_HEADER_LINES =>
-            {
+            text::HEADER if usize::from(record.index) < KEPT_HEADERS && self.headers.len() < MAX_HEADER_LINES => {
                 self.headers.push((record.index, readable(used, cut)));
             }
             text::USER_AGENT => self.user_agent = Some(readable(used, cut)),
@@ -98,13 +95,10 @@ impl Shelf {
         if record.what == text::TENANT {
             let used = &record.bytes[..usize::from(record.len).min(TEXT_BYTES)];
             if record.hash != 0 && self.tenants.get_mut(&record.hash).is_none() {
-                self.tenants
-                    .insert(record.hash, readable(used, record.cut != 0).into());
+                self.tenants.insert(record.hash, readable(used, record.cut != 0).into());
             }
         } else {
-            self.spans
-                .entry(SpanId(record.span_id), Texts::default)
-                .add(record);
+            self.spans.entry(SpanId(record.span_id), Texts::default).add(record);
         }
     }
 

@@ -40,11 +40,7 @@ fn shorten(members: &mut Vec<&str>) {
         .sum::<usize>()
         .saturating_sub(1);
     while chars > MAX_CHARS {
-        let Some((longest, _)) = members
-            .iter()
-            .enumerate()
-            .max_by_key(|(_, member)| member.len())
-        else {
+        let Some((longest, _)) = members.iter().enumerate().max_by_key(|(_, member)| member.len()) else {
             return;
         };
         chars = chars.saturating_sub(members.remove(longest).len() + 1);
@@ -59,13 +55,8 @@ fn is_member(member: &str) -> bool {
 }
 
 fn is_key(key: &[u8]) -> bool {
-    let allowed =
-        |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
-    key.len() <= 256
-        && key
-            .first()
-            .is_some_and(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9'))
-        && key.iter().all(allowed)
+    let allowed = |b: &u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'*' | b'/' | b'@');
+    key.len() <= 256 && key.first().is_some_and(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9')) && key.iter().all(allowed)
 }
 
 fn is_value(value: &[u8]) -> bool {
@@ -78,10 +69,7 @@ mod tests {
     use super::{normalise, MAX_CHARS};
 
     fn list(count: usize) -> String {
-        (0..count)
-            .map(|n| format!("k{n}=v"))
-            .collect::<Vec<_>>()
-            .join(",")
+        (0..count).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",")
     }
 
     #[test]
@@ -134,10 +122,7 @@ mod tests {
 
     #[test]
     fn at_most_32_members() {
-        assert_eq!(
-            normalise(&list(32), false).as_deref(),
-            Some(list(32).as_str())
-        );
+        assert_eq!(normalise(&list(32), false).as_deref(), Some(list(32).as_str()));
         assert_eq!(normalise(&list(33), false), None);
     }
 

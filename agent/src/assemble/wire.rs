@@ -3,9 +3,7 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
-use spanwire_common::abi::{
-    family, flag, protocol_id, side, ExchangeRecord, METHOD_BYTES, PATH_BYTES,
-};
+use spanwire_common::abi::{family, flag, protocol_id, side, ExchangeRecord, METHOD_BYTES, PATH_BYTES};
 
 use super::judge::{has, header_names_parent};
 use super::recent::Recent;
@@ -173,8 +171,7 @@ impl Wire {
     /// Notes the parent id that came in with a server exchange.
     pub(super) fn note_header(&mut self, record: &ExchangeRecord) {
         if header_names_parent(record) {
-            self.came_in
-                .insert((record.pid, record.header_parent_id), ());
+            self.came_in.insert((record.pid, record.header_parent_id), ());
         }
     }
 

@@ -1,1 +1,6 @@
-//! Stage: sys.
+//! The only unsafe code of user space: loading and attaching programs, reading rings and maps.
+
+pub mod btf;
+pub mod kernel;
+pub mod pod;
+pub mod ring;

@@ -3,9 +3,7 @@
 use spanwire_common::abi::{cause, flag, outcome, text, ProcessClass};
 use spanwire_common::drop::UserDrop;
 
-use crate::assemble::testing::{
-    client, link, server, tenant_text, text_of, Exchange, Replay, MS, START_NS,
-};
+use crate::assemble::testing::{client, link, server, tenant_text, text_of, Exchange, Replay, MS, START_NS};
 use crate::assemble::{Assembler, Options, Output};
 use crate::decode::Event;
 
@@ -14,15 +12,9 @@ fn an_exchange_is_held_for_the_window_and_no_longer() {
     let mut replay = Replay::default();
     replay.feed([client(1).event()]);
     replay.wait_ms(950);
-    assert_eq!(
-        (replay.settled.len(), replay.assembler.stats().held),
-        (0, 1)
-    );
+    assert_eq!((replay.settled.len(), replay.assembler.stats().held), (0, 1));
     replay.wait_ms(100);
-    assert_eq!(
-        (replay.settled.len(), replay.assembler.stats().held),
-        (1, 0)
-    );
+    assert_eq!((replay.settled.len(), replay.assembler.stats().held), (1, 0));
 }
 
 #[test]
@@ -35,9 +27,7 @@ fn exchanges_leave_in_the_order_they_came() {
     replay.settle();
     assert_eq!(
         replay.order,
-        (1..=9)
-            .map(crate::assemble::testing::span)
-            .collect::<Vec<_>>()
+        (1..=9).map(crate::assemble::testing::span).collect::<Vec<_>>()
     );
 }
 
@@ -57,10 +47,7 @@ fn flush_lets_everything_go() {
     let mut replay = Replay::default();
     replay.feed((1..=5).map(|n| client(n).event()));
     replay.flush();
-    assert_eq!(
-        (replay.settled.len(), replay.assembler.stats().held),
-        (5, 0)
-    );
+    assert_eq!((replay.settled.len(), replay.assembler.stats().held), (5, 0));
 }
 
 #[test]
@@ -72,12 +59,7 @@ fn a_full_window_lets_the_oldest_go_early_and_loses_none() {
     replay.feed((1..=25).map(|n| client(n).event()));
     let stats = replay.assembler.stats();
     assert_eq!(
-        (
-            stats.held,
-            stats.settled,
-            stats.settled_early,
-            stats.dropped
-        ),
+        (stats.held, stats.settled, stats.settled_early, stats.dropped),
         (10, 15, 15, 0)
     );
     replay.settle();
@@ -134,11 +116,7 @@ fn a_flood_stays_within_bounds_and_every_exchange_is_accounted_for() {
         }
         now_ns += MS / 10;
         if n % 500 == 0 {
-            assembler.set_class(
-                1_000 + (n % 50_000) as u32,
-                ProcessClass::Other,
-                n % 1_000 == 0,
-            );
+            assembler.set_class(1_000 + (n % 50_000) as u32, ProcessClass::Other, n % 1_000 == 0);
             assembler.tick(now_ns, &mut out);
             let stats = assembler.stats();
             assert!(stats.held <= 2_000);
@@ -154,10 +132,7 @@ fn a_flood_stays_within_bounds_and_every_exchange_is_accounted_for() {
     assert_eq!(stats.exchanges, 3 * ROUNDS);
     assert_eq!(settled + dropped, stats.exchanges);
     assert_eq!((settled, dropped), (stats.settled, stats.dropped));
-    assert!(
-        stats.union_size <= 32_768 && stats.union_evicted > 0,
-        "{stats:?}"
-    );
+    assert!(stats.union_size <= 32_768 && stats.union_evicted > 0, "{stats:?}");
     assert!(stats.evicted > 0, "{stats:?}");
     assert!(most <= 120_000, "{most}");
 }

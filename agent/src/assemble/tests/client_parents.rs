@@ -3,14 +3,11 @@
 use spanwire_common::abi::{cause, flag, process_event, protocol_id, ProcessClass};
 use spanwire_common::drop::UserDrop;
 
-use crate::assemble::testing::{
-    by, client, demoted, process, server, trace, unknown, Exchange, Found, Replay, ROOT,
-};
+use crate::assemble::testing::{by, client, demoted, process, server, trace, unknown, Exchange, Found, Replay, ROOT};
 use crate::span::{ParentSource, UnknownReason};
 
 use ProcessClass::{
-    EventLoop, Go, Jvm, Nginx, Other, ProcessPerRequest, Proxy, ThreadPerRequest, ThreadReadsWhole,
-    Unclassified,
+    EventLoop, Go, Jvm, Nginx, Other, ProcessPerRequest, Proxy, ThreadPerRequest, ThreadReadsWhole, Unclassified,
 };
 
 /// The flags of a cause whose request was read whole, from a blocking socket.
@@ -41,31 +38,11 @@ fn which_class_may_rest_on_which_cause() {
     let handoff = unknown(UnknownReason::Handoff);
     for (class, cause_by, flags, expected) in [
         (ThreadPerRequest, cause::THREAD, SURE, thread),
-        (
-            ThreadPerRequest,
-            cause::THREAD,
-            flag::CAUSE_BLOCKING,
-            thread,
-        ),
-        (
-            ThreadPerRequest,
-            cause::THREAD,
-            flag::CAUSE_COMPLETE,
-            runtime,
-        ),
+        (ThreadPerRequest, cause::THREAD, flag::CAUSE_BLOCKING, thread),
+        (ThreadPerRequest, cause::THREAD, flag::CAUSE_COMPLETE, runtime),
         (ThreadPerRequest, cause::IO, SURE, runtime),
-        (
-            ThreadReadsWhole,
-            cause::THREAD,
-            flag::CAUSE_COMPLETE,
-            thread,
-        ),
-        (
-            ThreadReadsWhole,
-            cause::THREAD,
-            flag::CAUSE_BLOCKING,
-            handoff,
-        ),
+        (ThreadReadsWhole, cause::THREAD, flag::CAUSE_COMPLETE, thread),
+        (ThreadReadsWhole, cause::THREAD, flag::CAUSE_BLOCKING, handoff),
         (ProcessPerRequest, cause::THREAD, 0, thread),
         (Nginx, cause::IO, 0, io),
         (Nginx, cause::THREAD, SURE, runtime),
@@ -81,10 +58,7 @@ fn which_class_may_rest_on_which_cause() {
         (Unclassified, cause::PROCESS, 0, inherited),
     ] {
         let found = parent_of(caused(class, cause_by, flags));
-        assert_eq!(
-            found, expected,
-            "{class:?}, cause {cause_by}, flags {flags:#x}"
-        );
+        assert_eq!(found, expected, "{class:?}, cause {cause_by}, flags {flags:#x}");
     }
 }
 
@@ -110,40 +84,23 @@ fn a_doubtful_cause_is_no_parent() {
             "{class:?}"
         );
         let both = SURE | flag::DEMOTED | flag::AMBIGUOUS;
-        assert_eq!(
-            parent_of(caused(class, cause_by, both)),
-            contradiction,
-            "{class:?}"
-        );
+        assert_eq!(parent_of(caused(class, cause_by, both)), contradiction, "{class:?}");
     }
     // The trace id may stay as the kernel took it over: only the parent is withdrawn.
-    let replay = Replay::of([
-        caused(ThreadPerRequest, cause::THREAD, SURE | flag::DEMOTED)
-            .trace(1)
-            .event(),
-    ]);
+    let replay = Replay::of([caused(ThreadPerRequest, cause::THREAD, SURE | flag::DEMOTED)
+        .trace(1)
+        .event()]);
     assert_eq!(replay.trace(2), trace(1));
 }
 
 #[test]
 fn a_forwarded_header_names_the_request_it_came_with() {
-    for class in [
-        Proxy,
-        EventLoop,
-        Go,
-        Nginx,
-        Other,
-        Unclassified,
-        ThreadPerRequest,
-    ] {
+    for class in [Proxy, EventLoop, Go, Nginx, Other, Unclassified, ThreadPerRequest] {
         let found = parent_of(client(2).class(class).w3c(9, 8).cause(cause::HEADER, 1, 9));
         assert_eq!(found, by(ParentSource::Header, 1), "{class:?}");
     }
     // Demotion is about threads; equality of headers holds all the same.
-    let demoted = client(2)
-        .w3c(9, 8)
-        .cause(cause::HEADER, 1, 9)
-        .flags(flag::DEMOTED);
+    let demoted = client(2).w3c(9, 8).cause(cause::HEADER, 1, 9).flags(flag::DEMOTED);
     assert_eq!(parent_of(demoted), by(ParentSource::Header, 1));
 }
 
@@ -173,20 +130,10 @@ fn a_header_of_an_sdk_is_its_own_evidence() {
 #[test]
 fn a_header_forwarded_after_its_request_was_answered_is_not_taken_for_an_sdks() {
     let request = server(1).pid(50).w3c(9, 8);
-    let forwarded = client(2)
-        .pid(50)
-        .class(EventLoop)
-        .w3c(9, 8)
-        .flags(flag::PROCESS_SERVES);
+    let forwarded = client(2).pid(50).class(EventLoop).w3c(9, 8).flags(flag::PROCESS_SERVES);
     let found = unknown(UnknownReason::Handoff);
-    assert_eq!(
-        Replay::of([request.event(), forwarded.event()]).parent(2),
-        found
-    );
-    assert_eq!(
-        Replay::of([forwarded.event(), request.event()]).parent(2),
-        found
-    );
+    assert_eq!(Replay::of([request.event(), forwarded.event()]).parent(2), found);
+    assert_eq!(Replay::of([forwarded.event(), request.event()]).parent(2), found);
     // The same header in another process came from an SDK there, for all that is known.
     assert_eq!(
         Replay::of([request.pid(51).event(), forwarded.event()]).parent(2),
@@ -215,17 +162,9 @@ fn without_evidence_a_process_that_serves_is_unknown_and_says_why() {
         (ThreadReadsWhole, 0, UnknownReason::Handoff),
         (ProcessPerRequest, 0, UnknownReason::Handoff),
         (Nginx, 0, UnknownReason::Handoff),
-        (
-            ThreadPerRequest,
-            flag::LATE_JOIN,
-            UnknownReason::AttachedLate,
-        ),
+        (ThreadPerRequest, flag::LATE_JOIN, UnknownReason::AttachedLate),
         (ThreadPerRequest, flag::AMBIGUOUS, UnknownReason::Overlap),
-        (
-            ThreadPerRequest,
-            flag::DEMOTED,
-            UnknownReason::Contradiction,
-        ),
+        (ThreadPerRequest, flag::DEMOTED, UnknownReason::Contradiction),
     ] {
         let found = parent_of(client(2).class(class).flags(flags | flag::PROCESS_SERVES));
         assert_eq!(found, unknown(reason), "{class:?}, flags {flags:#x}");
@@ -256,11 +195,7 @@ fn a_class_that_comes_late_settles_parent_and_trace() {
         replay.assembler.set_class(50, class, false);
         replay.settle();
         assert_eq!(replay.parent(2), found, "{class:?}");
-        assert_eq!(
-            (replay.trace(2), replay.trace(3)),
-            (its_trace, its_trace),
-            "{class:?}"
-        );
+        assert_eq!((replay.trace(2), replay.trace(3)), (its_trace, its_trace), "{class:?}");
         assert_eq!(replay.parent(3), by(ParentSource::Wire, 2));
     }
 }
@@ -270,22 +205,12 @@ fn a_process_is_asked_for_once_and_known_ones_not_at_all() {
     let call = caused(Unclassified, cause::THREAD, SURE);
     let mut replay = Replay::default();
     replay.assembler.set_class(60, ThreadPerRequest, false);
-    replay.feed([
-        call.pid(50).event(),
-        client(3).pid(50).class(Unclassified).event(),
-    ]);
-    replay.feed([
-        process(50, process_event::SEEN, 1),
-        process(51, process_event::SEEN, 1),
-    ]);
+    replay.feed([call.pid(50).event(), client(3).pid(50).class(Unclassified).event()]);
+    replay.feed([process(50, process_event::SEEN, 1), process(51, process_event::SEEN, 1)]);
     replay.feed([client(4).pid(60).class(Unclassified).event()]);
     assert_eq!(replay.asked, [50, 51]);
     replay.settle();
-    assert_eq!(
-        replay.parent(2),
-        unknown(UnknownReason::Runtime),
-        "never answered"
-    );
+    assert_eq!(replay.parent(2), unknown(UnknownReason::Runtime), "never answered");
 }
 
 #[test]

@@ -33,11 +33,7 @@ fn telemetry_is_not_traced() {
         excluded_only(&replay, 1);
     }
     for path in ["/v1/tracesx", "/v1/users", "/v1/traces/7"] {
-        assert_eq!(
-            Replay::of([client(1).path(path).event()]).settled.len(),
-            1,
-            "{path}"
-        );
+        assert_eq!(Replay::of([client(1).path(path).event()]).settled.len(), 1, "{path}");
     }
 }
 
@@ -55,10 +51,7 @@ fn a_process_that_turns_out_excluded_leaves_no_span_and_is_no_parent() {
     assert_eq!(replay.parent(4), ROOT);
     // Included again by another configuration.
     replay.assembler.set_class(101, ProcessClass::Other, false);
-    replay.feed([
-        client(5).pid(101).event(),
-        server(6).trace(5).wire(5, 5).event(),
-    ]);
+    replay.feed([client(5).pid(101).event(), server(6).trace(5).wire(5, 5).event()]);
     replay.settle();
     assert_eq!(replay.parent(6), by(ParentSource::Wire, 5));
 }
@@ -70,10 +63,7 @@ fn a_process_never_classified_is_kept_or_dropped_as_the_configuration_has_it() {
             keep_unclassified,
             ..Options::default()
         });
-        replay.feed([
-            client(1).class(ProcessClass::Unclassified).event(),
-            client(2).event(),
-        ]);
+        replay.feed([client(1).class(ProcessClass::Unclassified).event(), client(2).event()]);
         replay.settle();
         assert_eq!(replay.settled.len(), 1 + usize::from(keep_unclassified));
         assert_eq!(replay.dropped(), u64::from(!keep_unclassified));
@@ -83,8 +73,7 @@ fn a_process_never_classified_is_kept_or_dropped_as_the_configuration_has_it() {
 #[test]
 fn exclusions_by_path_and_user_agent() {
     let exclusion: Exclusion = Box::new(|record: &ExchangeRecord, user_agent: Option<&str>| {
-        record.path.starts_with(b"/health")
-            || user_agent.is_some_and(|agent| agent.contains("probe"))
+        record.path.starts_with(b"/health") || user_agent.is_some_and(|agent| agent.contains("probe"))
     });
     let mut replay = Replay::new(Options {
         exclusion: Some(exclusion),
@@ -95,12 +84,7 @@ fn exclusions_by_path_and_user_agent() {
         text_of(2, text::USER_AGENT, 0, "a probe"),
         client(2).event(),
         client(3).event(),
-        text_of(
-            3,
-            text::USER_AGENT,
-            0,
-            "another probe, whose text came after",
-        ),
+        text_of(3, text::USER_AGENT, 0, "another probe, whose text came after"),
         text_of(4, text::USER_AGENT, 0, "a browser"),
         client(4).event(),
         server(5).trace(1).wire(1, 1).path("/health?").event(),

@@ -17,15 +17,12 @@ fn alias(from: u64, to: u64) -> TraceAlias {
 
 #[test]
 fn ends_the_kernel_did_not_pair_meet_by_their_key() {
-    for_every_order(
-        &[client(1).wire_key(77), server(2).wire_key(77)],
-        |replay| {
-            assert_eq!(replay.parent(2), by(WIRE, 1));
-            assert_eq!((replay.trace(1), replay.trace(2)), (trace(1), trace(1)));
-            assert_eq!(replay.aliases, [alias(2, 1)]);
-            assert_eq!(replay.assembler.stats().wire_late, 1);
-        },
-    );
+    for_every_order(&[client(1).wire_key(77), server(2).wire_key(77)], |replay| {
+        assert_eq!(replay.parent(2), by(WIRE, 1));
+        assert_eq!((replay.trace(1), replay.trace(2)), (trace(1), trace(1)));
+        assert_eq!(replay.aliases, [alias(2, 1)]);
+        assert_eq!(replay.assembler.stats().wire_late, 1);
+    });
 }
 
 #[test]
@@ -89,10 +86,7 @@ fn the_same_key_on_one_side_twice_is_believed_on_neither() {
 fn both_ends_saw_the_same_header() {
     // An SDK's header: one trace already, and the header's parent is nearer.
     for_every_order(
-        &[
-            client(1).w3c(9, 8).wire_key(77),
-            server(2).w3c(9, 8).wire_key(77),
-        ],
+        &[client(1).w3c(9, 8).wire_key(77), server(2).w3c(9, 8).wire_key(77)],
         |replay| {
             assert_eq!(replay.parent(2), by(ParentSource::Header, 8));
             assert!(replay.aliases.is_empty());
@@ -131,10 +125,7 @@ fn a_link_holds_for_exchanges_longer_than_the_window() {
         .flags(flag::ADOPTED_CAUSE | flag::PROCESS_SERVES);
     replay.feed([call.event()]);
     replay.settle();
-    assert_eq!(
-        (replay.trace(3), replay.parent(3)),
-        (trace(1), by(ParentSource::Io, 2))
-    );
+    assert_eq!((replay.trace(3), replay.parent(3)), (trace(1), by(ParentSource::Io, 2)));
     assert_eq!(replay.aliases, [alias(2, 1)]);
     replay.wait_ms(30_000);
     replay.feed([server(2).event()]);
@@ -149,11 +140,7 @@ fn a_link_holds_for_exchanges_longer_than_the_window() {
 
 #[test]
 fn a_link_against_an_adopted_header_is_taken_back() {
-    let events = [
-        client(1).event(),
-        server(2).w3c(9, 8).event(),
-        link((1, 1), (2, 9)),
-    ];
+    let events = [client(1).event(), server(2).w3c(9, 8).event(), link((1, 1), (2, 9))];
     let mut order = [0, 1, 2];
     super::server_parents::permute(&mut order, 0, &mut |order| {
         let replay = Replay::of(order.iter().map(|n| events[*n].clone()));

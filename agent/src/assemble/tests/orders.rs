@@ -37,31 +37,21 @@ struct Hop {
 }
 
 fn hop() -> impl Strategy<Value = Hop> {
-    let wires = [
-        Wire::Kernel,
-        Wire::KernelLate,
-        Wire::Link,
-        Wire::Client,
-        Wire::Key,
-    ];
+    let wires = [Wire::Kernel, Wire::KernelLate, Wire::Link, Wire::Client, Wire::Key];
     let classes = [
         ProcessClass::ThreadPerRequest,
         ProcessClass::ThreadReadsWhole,
         ProcessClass::ProcessPerRequest,
         ProcessClass::Nginx,
     ];
-    (
-        any::<usize>(),
-        0..wires.len(),
-        any::<bool>(),
-        0..classes.len(),
-    )
-        .prop_map(move |(from, wire, classified, class)| Hop {
+    (any::<usize>(), 0..wires.len(), any::<bool>(), 0..classes.len()).prop_map(
+        move |(from, wire, classified, class)| Hop {
             from,
             wire: wires[wire],
             classified,
             class: classes[class],
-        })
+        },
+    )
 }
 
 /// The records of a tree of services, and what must come of each span: service `n` has server span `2n + 2` and process
@@ -117,18 +107,14 @@ fn tree(hops: &[Hop]) -> Tree {
                     .flags(flag::ADOPTED_WIRE);
             }
             Wire::KernelLate => received = received.wire(call, call_trace),
-            Wire::Link => tree
-                .events
-                .push(link((call, call_trace), (request, request))),
+            Wire::Link => tree.events.push(link((call, call_trace), (request, request))),
             Wire::Client => sent = sent.wire(request, request),
             Wire::Key => (sent, received) = (sent.wire_key(n), received.wire_key(n)),
         }
         tree.events.extend([sent.event(), received.event()]);
         tree.classes.push((1_000 + caller as u32, class));
-        tree.parents.extend([
-            (call, by(source, cause_span)),
-            (request, by(ParentSource::Wire, call)),
-        ]);
+        tree.parents
+            .extend([(call, by(source, cause_span)), (request, by(ParentSource::Wire, call))]);
         traces.push(request_trace);
         classes.push(None);
     }

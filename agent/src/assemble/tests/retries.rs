@@ -28,9 +28,7 @@ fn script(n: u64, begin: u64, end: u64) -> Exchange {
 
 /// As [`call`], by an nginx worker.
 fn upstream(n: u64, begin: u64, end: u64) -> Exchange {
-    call(n, begin, end)
-        .class(ProcessClass::Nginx)
-        .cause(cause::IO, 90, 90)
+    call(n, begin, end).class(ProcessClass::Nginx).cause(cause::IO, 90, 90)
 }
 
 fn counts(exchanges: &[Exchange]) -> Vec<u32> {
@@ -43,11 +41,7 @@ fn counts(exchanges: &[Exchange]) -> Vec<u32> {
 
 #[test]
 fn attempts_after_failures_are_numbered() {
-    let attempts = [
-        call(1, 0, 1).status(503),
-        call(2, 2, 3).status(503),
-        call(3, 4, 5),
-    ];
+    let attempts = [call(1, 0, 1).status(503), call(2, 2, 3).status(503), call(3, 4, 5)];
     assert_eq!(counts(&attempts), [0, 1, 2]);
     let replay = Replay::of(attempts.map(Exchange::event));
     for n in 1..=3 {
@@ -126,11 +120,7 @@ fn only_the_same_request_to_the_same_target_is_repeated() {
 
 #[test]
 fn other_calls_of_the_request_in_between_change_nothing() {
-    let attempts = [
-        call(1, 0, 1).status(503),
-        call(2, 2, 3).path("/token"),
-        call(3, 4, 5),
-    ];
+    let attempts = [call(1, 0, 1).status(503), call(2, 2, 3).path("/token"), call(3, 4, 5)];
     assert_eq!(counts(&attempts), [0, 0, 1]);
 }
 
@@ -150,11 +140,7 @@ fn a_success_ends_the_row() {
 fn failures_and_their_repetition_may_come_in_either_order() {
     let attempts = [call(2, 2, 3), call(1, 0, 1).status(503)];
     assert_eq!(counts(&attempts), [1, 0]);
-    let attempts = [
-        call(3, 4, 5),
-        call(2, 2, 3).status(503),
-        call(1, 0, 1).status(503),
-    ];
+    let attempts = [call(3, 4, 5), call(2, 2, 3).status(503), call(1, 0, 1).status(503)];
     assert_eq!(counts(&attempts), [2, 1, 0]);
 }
 
@@ -177,9 +163,7 @@ fn a_connect_without_first_byte_begins_when_it_ends() {
 
 #[test]
 fn nginx_tries_the_next_of_the_group_whatever_its_port() {
-    let refused = upstream(1, 0, 1)
-        .connect(outcome::CONNECT_REFUSED)
-        .ports(1, 9001);
+    let refused = upstream(1, 0, 1).connect(outcome::CONNECT_REFUSED).ports(1, 9001);
     assert_eq!(counts(&[refused, upstream(2, 2, 3).ports(2, 9002)]), [0, 1]);
     let answered = [
         upstream(1, 0, 1).status(502).ports(1, 9001),
@@ -233,9 +217,7 @@ fn a_scripts_next_call_is_no_retry() {
 
 #[test]
 fn a_script_that_never_gives_up_is_not_one_endless_trace() {
-    let calls: Vec<Exchange> = (1..=40)
-        .map(|n| script(n, n * 10, n * 10 + 1).status(503))
-        .collect();
+    let calls: Vec<Exchange> = (1..=40).map(|n| script(n, n * 10, n * 10 + 1).status(503)).collect();
     let replay = Replay::of(calls.iter().map(|exchange| exchange.event()));
     let expected: Vec<u32> = (0..40).map(|n| n % 17).collect();
     assert_eq!(counts(&calls), expected);
@@ -250,31 +232,15 @@ fn a_script_that_never_gives_up_is_not_one_endless_trace() {
 fn a_class_that_comes_late_still_joins_a_scripts_attempts() {
     let mut replay = Replay::default();
     let unclassified = |exchange: Exchange| exchange.class(ProcessClass::Unclassified).event();
-    replay.feed([
-        unclassified(script(1, 0, 1).status(503)),
-        unclassified(script(2, 2, 3)),
-    ]);
-    replay
-        .assembler
-        .set_class(50, ProcessClass::ThreadPerRequest, false);
+    replay.feed([unclassified(script(1, 0, 1).status(503)), unclassified(script(2, 2, 3))]);
+    replay.assembler.set_class(50, ProcessClass::ThreadPerRequest, false);
     replay.settle();
-    assert_eq!(
-        (replay.span(2).resend_count, replay.trace(2)),
-        (1, trace(1))
-    );
+    assert_eq!((replay.span(2).resend_count, replay.trace(2)), (1, trace(1)));
 }
 
 #[test]
 fn opaque_calls_are_no_attempts() {
-    let opaque = |exchange: Exchange| {
-        exchange
-            .method("")
-            .path("")
-            .with(|r| r.protocol = protocol_id::OPAQUE)
-    };
-    let attempts = [
-        opaque(call(1, 0, 1)).outcome(outcome::RESET),
-        opaque(call(2, 2, 3)),
-    ];
+    let opaque = |exchange: Exchange| exchange.method("").path("").with(|r| r.protocol = protocol_id::OPAQUE);
+    let attempts = [opaque(call(1, 0, 1)).outcome(outcome::RESET), opaque(call(2, 2, 3))];
     assert_eq!(counts(&attempts), [0, 0]);
 }

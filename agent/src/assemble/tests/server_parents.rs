@@ -13,11 +13,7 @@ const HEADER: ParentSource = ParentSource::Header;
 fn the_end_the_kernel_met_is_the_parent() {
     let replay = Replay::of([
         client(1).event(),
-        server(2)
-            .trace(1)
-            .wire(1, 1)
-            .flags(flag::ADOPTED_WIRE)
-            .event(),
+        server(2).trace(1).wire(1, 1).flags(flag::ADOPTED_WIRE).event(),
     ]);
     assert_eq!(replay.parent(2), by(WIRE, 1));
     assert_eq!(replay.parent(1), ROOT);
@@ -135,19 +131,14 @@ fn the_table_of_those_without_an_exact_parent() {
         // Local and captured, as the kernel says.
         (server(7).flags(flag::WIRE_MATCHED), lost),
         (
-            server(8)
-                .with(|r| r.family = family::UNIX)
-                .flags(flag::WIRE_MATCHED),
+            server(8).with(|r| r.family = family::UNIX).flags(flag::WIRE_MATCHED),
             lost,
         ),
         // Another peer inside the local ranges.
         (request(9, "10.0.0.6"), remote),
         (request(10, "192.168.1.1"), remote),
         (server(11).local("fd00::5").remote("fd00::6"), remote),
-        (
-            server(12).local("10.0.0.5").remote("::ffff:10.0.0.6"),
-            remote,
-        ),
+        (server(12).local("10.0.0.5").remote("::ffff:10.0.0.6"), remote),
     ];
     replay.feed(cases.iter().map(|(exchange, _)| exchange.event()));
     replay.settle();
@@ -166,14 +157,8 @@ fn a_peer_is_captured_when_a_client_was_seen_at_its_socket() {
     });
     // Loopback in another namespace is another socket; an address that others can reach is not.
     let elsewhere = same_connection.with(|r| r.netns = 2);
-    assert_eq!(
-        Replay::of([elsewhere.event(), request.event()]).parent(2),
-        ROOT
-    );
-    let call = client(1)
-        .local("10.9.0.1")
-        .ports(51_000, 80)
-        .with(|r| r.netns = 2);
+    assert_eq!(Replay::of([elsewhere.event(), request.event()]).parent(2), ROOT);
+    let call = client(1).local("10.9.0.1").ports(51_000, 80).with(|r| r.netns = 2);
     let request = request.local("10.9.0.2").remote("10.9.0.1");
     assert_eq!(
         Replay::of([call.event(), request.event()]).parent(2),
@@ -184,17 +169,10 @@ fn a_peer_is_captured_when_a_client_was_seen_at_its_socket() {
 #[test]
 fn a_containers_address_is_known_by_its_sockets() {
     let request = server(2).local("172.17.0.2").remote("172.17.0.3");
-    assert_eq!(
-        Replay::of([request.event()]).parent(2),
-        unknown(UnknownReason::Remote)
-    );
+    assert_eq!(Replay::of([request.event()]).parent(2), unknown(UnknownReason::Remote));
     let neighbour = server(3).local("172.17.0.3").remote("203.0.113.7");
     let replay = Replay::of([neighbour.event(), request.event()]);
-    assert_eq!(
-        replay.parent(2),
-        ROOT,
-        "a process on this node that is not captured"
-    );
+    assert_eq!(replay.parent(2), ROOT, "a process on this node that is not captured");
 }
 
 #[test]

@@ -27,12 +27,7 @@ fn lines_of_tracestate_are_one_list() {
     );
     assert_eq!(tracestate(&[line("a=1"), line("B=2")]), None);
     assert_eq!(tracestate(&[]), None);
-    let members = |count: usize| {
-        (0..count)
-            .map(|n| format!("k{n}=1"))
-            .collect::<Vec<_>>()
-            .join(",")
-    };
+    let members = |count: usize| (0..count).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join(",");
     assert!(tracestate(&[line(&members(16)), line(&members(16))]).is_some());
     assert_eq!(tracestate(&[line(&members(16)), line(&members(17))]), None);
 }
@@ -50,9 +45,7 @@ fn a_cut_tracestate_loses_its_last_member() {
 fn tracestate_needs_the_traceparent_it_came_with() {
     for exchange in [
         server(1),
-        server(1)
-            .w3c(9, 8)
-            .with(|r| r.context_format = context_format::B3),
+        server(1).w3c(9, 8).with(|r| r.context_format = context_format::B3),
     ] {
         let replay = Replay::of([line("a=1"), exchange.event()]);
         assert_eq!(replay.span(1).tracestate, None);
@@ -75,10 +68,7 @@ fn listed_headers_keep_place_and_order() {
         .iter()
         .map(|(index, value)| (*index, &**value))
         .collect();
-    assert_eq!(
-        headers,
-        [(2, "second"), (0, "first"), (2, "after its exchange")]
-    );
+    assert_eq!(headers, [(2, "second"), (0, "first"), (2, "after its exchange")]);
 }
 
 #[test]
@@ -132,10 +122,7 @@ fn a_tenant_stays_for_spans_that_come_later() {
 fn the_first_tenant_of_a_trace_holds_in_any_order() {
     let first = server(1).at(0, 9).with(|r| r.tenant = 77);
     let second = client(2).trace(1).at(2, 3).with(|r| r.tenant = 78);
-    for events in [
-        [first.event(), second.event()],
-        [second.event(), first.event()],
-    ] {
+    for events in [[first.event(), second.event()], [second.event(), first.event()]] {
         let texts = [tenant_text(77, "acme"), tenant_text(78, "other")];
         let replay = Replay::of(texts.into_iter().chain(events));
         for n in 1..=2 {
@@ -150,12 +137,11 @@ fn tenants_of_merged_traces_become_the_first() {
     let received = server(2).at(1, 8).wire_key(5).with(|r| r.tenant = 78);
     let earlier = client(3).trace(1).at(0, 1).with(|r| r.tenant = 77);
     let texts = [tenant_text(77, "acme"), tenant_text(78, "other")];
-    let replay =
-        Replay::of(
-            texts
-                .into_iter()
-                .chain([received.event(), earlier.event(), sent.event()]),
-        );
+    let replay = Replay::of(
+        texts
+            .into_iter()
+            .chain([received.event(), earlier.event(), sent.event()]),
+    );
     for n in 1..=3 {
         assert_eq!(
             (replay.trace(n), replay.span(n).tenant.as_deref()),

@@ -1,0 +1,210 @@
+//! Records into this CPU's ring.
+
+use aya_ebpf::bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ringbuf_output,
+    bpf_ringbuf_reserve, bpf_ringbuf_submit,
+};
+use core::ffi::c_void;
+use spanwire_common::abi::{self, flag, kind, ExchangeRecord, RecordHeader, PATH_BYTES};
+use spanwire_common::drop::KernelCounter;
+use spanwire_common::protocol::http1::Method;
+
+use crate::count::{cost, count};
+use crate::maps::{RINGS, SEQUENCES};
+use crate::state::{Call, Exchange, ROLE_SERVER};
+
+/// The ring of this CPU and the header of its next record. Every attempt takes a number, so that a lost record
+/// leaves a hole.
+#[inline(always)]
+fn next(record_kind: u8, len: u32) -> Option<(*mut c_void, RecordHeader)> {
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let sequence = SEQUENCES.get_ptr_mut(0)?;
+    // SAFETY: an element of a per-CPU array.
+    let seq = unsafe {
+        let seq = *sequence;
+        *sequence = seq + 1;
+        seq
+    };
+    let ring = RINGS.get(cpu)?;
+    let header = RecordHeader { seq, cpu: cpu as u16, kind: record_kind, version: abi::ABI_VERSION, len };
+    cost(KernelCounter::Records);
+    Some((core::ptr::from_ref(ring).cast_mut().cast(), header))
+}
+
+/// Sends a record that lies whole in map memory or on the stack. `wake`: user space is to look at once.
+#[inline(always)]
+pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn(&mut T) -> &mut RecordHeader) {
+    let Some((ring, header)) = next(record_kind, size_of::<T>() as u32) else {
+        return count(KernelCounter::RingFullOther);
+    };
+    *header_of(record) = header;
+    let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    // SAFETY: `record` is a whole T.
+    let sent = unsafe { bpf_ringbuf_output(ring, core::ptr::from_mut(record).cast(), size_of::<T>() as u64, flags.into()) };
+    if sent != 0 {
+        count(KernelCounter::RingFullOther);
+    }
+}
+
+/// Length of a short exchange record: most paths fit, and the ring holds more of them.
+const SHORT_PATH: usize = 64;
+const SHORT_RECORD: usize = core::mem::offset_of!(ExchangeRecord, path) + SHORT_PATH;
+
+/// Sends the exchange's record. The addresses are those of the call under way on its socket.
+#[inline(always)]
+pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end_ns: u64) {
+    let short = exchange.request.path_len as usize <= SHORT_PATH;
+    let len = if short { SHORT_RECORD } else { size_of::<ExchangeRecord>() };
+    let Some((ring, header)) = next(kind::EXCHANGE, len as u32) else {
+        return count(KernelCounter::RingFullExchange);
+    };
+    if short {
+        // SAFETY: a constant size; checked for null.
+        let record = unsafe { bpf_ringbuf_reserve(ring, SHORT_RECORD as u64, 0) }.cast::<ExchangeRecord>();
+        if record.is_null() {
+            return count(KernelCounter::RingFullExchange);
+        }
+        // SAFETY: `fixed` writes the part before `path`, `path` the first SHORT_PATH bytes after.
+        unsafe {
+            fixed(record, header, exchange, call, outcome, protocol, end_ns);
+            path::<{ SHORT_PATH / 8 }>(record, exchange);
+            bpf_ringbuf_submit(record.cast(), BPF_RB_NO_WAKEUP.into());
+        }
+    } else {
+        // SAFETY: as above, with the whole path.
+        unsafe {
+            let record = bpf_ringbuf_reserve(ring, size_of::<ExchangeRecord>() as u64, 0).cast::<ExchangeRecord>();
+            if record.is_null() {
+                return count(KernelCounter::RingFullExchange);
+            }
+            fixed(record, header, exchange, call, outcome, protocol, end_ns);
+            path::<{ PATH_BYTES / 8 }>(record, exchange);
+            bpf_ringbuf_submit(record.cast(), BPF_RB_NO_WAKEUP.into());
+        }
+    }
+}
+
+/// Copies the first `WORDS` words of the path.
+#[inline(always)]
+unsafe fn path<const WORDS: usize>(record: *mut ExchangeRecord, exchange: &Exchange) {
+    // SAFETY: `path` is 8-byte aligned in both (offset asserted by the abi's sizes), and WORDS fits the reservation.
+    unsafe {
+        let to = (&raw mut (*record).path).cast::<u64>();
+        let mut index = 0;
+        while index < WORDS {
+            *to.add(index) = exchange.request.path[index];
+            index += 1;
+        }
+    }
+}
+
+const METHODS: [[u8; 8]; 11] = [
+    *b"_OTHER\0\0",
+    *b"GET\0\0\0\0\0",
+    *b"HEAD\0\0\0\0",
+    *b"POST\0\0\0\0",
+    *b"PUT\0\0\0\0\0",
+    *b"DELETE\0\0",
+    *b"CONNECT\0",
+    *b"OPTIONS\0",
+    *b"TRACE\0\0\0",
+    *b"PATCH\0\0\0",
+    *b"QUERY\0\0\0",
+];
+
+/// Method code -> (text as a word, length). A chain of comparisons instead of a table in memory: no map lookup.
+#[inline(always)]
+fn method(code: u8) -> (u64, u8) {
+    let mut text = METHODS[0];
+    let mut len = 6;
+    let mut index = 1;
+    while index < METHODS.len() {
+        if code as usize == index {
+            text = METHODS[index];
+            len = text_len(&METHODS[index]);
+        }
+        index += 1;
+    }
+    (u64::from_le_bytes(text), len)
+}
+
+#[inline(always)]
+const fn text_len(text: &[u8; 8]) -> u8 {
+    let mut len = 0;
+    while len < 8 && text[len] != 0 {
+        len += 1;
+    }
+    len as u8
+}
+
+const _: () = assert!(Method::Query as usize + 1 == METHODS.len());
+
+/// Writes everything before `path`.
+#[inline(always)]
+unsafe fn fixed(
+    record: *mut ExchangeRecord,
+    header: RecordHeader,
+    exchange: &Exchange,
+    call: &Call,
+    outcome: u8,
+    protocol: u8,
+    end_ns: u64,
+) {
+    // SAFETY: no arguments.
+    let (task, cgroup_id) = unsafe { (bpf_get_current_pid_tgid(), bpf_get_current_cgroup_id()) };
+    let in_process = (task >> 32) as u32 == exchange.pid;
+    let server = exchange.side == ROLE_SERVER;
+    let request = &exchange.request;
+    let (method_word, method_len) = method(request.method);
+    // SAFETY: the caller reserved at least the fixed part; ids are copied as words (8-byte aligned in the abi).
+    unsafe {
+        let r = &mut *record;
+        r.header = header;
+        r.request_first_ns = exchange.request_first_ns;
+        r.request_last_ns = exchange.request_last_ns;
+        r.response_first_ns = exchange.response_first_ns;
+        r.response_last_ns = end_ns;
+        *(&raw mut r.trace_id).cast::<[u64; 2]>() = request.context.trace;
+        *(&raw mut r.span_id).cast::<u64>() = exchange.span_id;
+        *(&raw mut r.header_parent_id).cast::<u64>() = request.context.parent;
+        let (cause_span, wire_span) =
+            if server { (0, exchange.related_span_id) } else { (exchange.related_span_id, 0) };
+        let (cause_trace, wire_trace) =
+            if server { ([0; 2], exchange.related_trace_id) } else { (exchange.related_trace_id, [0; 2]) };
+        *(&raw mut r.cause_span_id).cast::<u64>() = cause_span;
+        *(&raw mut r.cause_trace_id).cast::<[u64; 2]>() = cause_trace;
+        *(&raw mut r.wire_span_id).cast::<u64>() = wire_span;
+        *(&raw mut r.wire_trace_id).cast::<[u64; 2]>() = wire_trace;
+        r.wire_key = exchange.wire_key;
+        r.tenant = request.tenant;
+        r.request_body_bytes = exchange.request_bytes;
+        r.response_body_bytes = exchange.response_bytes;
+        r.cookie = call.cookie;
+        r.cgroup_id = if in_process { cgroup_id } else { 0 };
+        *(&raw mut r.local_addr).cast::<[u64; 2]>() = call.local_addr;
+        *(&raw mut r.remote_addr).cast::<[u64; 2]>() = call.remote_addr;
+        r.local_port = call.local_port;
+        r.remote_port = call.remote_port;
+        r.netns = call.netns;
+        r.pid = exchange.pid;
+        r.tid = exchange.tid;
+        r.flags = exchange.flags | if request.path_cut != 0 { flag::PATH_CUT } else { 0 };
+        r.host_hash = request.host_hash;
+        r.ordinal = exchange.ordinal;
+        r.status = exchange.status;
+        r.path_len = request.path_len;
+        r.side = exchange.side;
+        r.outcome = outcome;
+        r.protocol = protocol;
+        r.family = call.family;
+        r.context_format = request.context.format;
+        r.cause = exchange.cause;
+        r.method_len = method_len;
+        r.class = exchange.class;
+        r.errno = call.errno;
+        r.reserved = [0; 6];
+        *(&raw mut r.method).cast::<[u64; 2]>() = [method_word, 0];
+    }
+}

@@ -1,0 +1,490 @@
+//! What happens at the points of an exchange: its first byte, the end of its head, the end of a message.
+
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_current_comm, bpf_get_current_uid_gid};
+use spanwire_common::abi::{
+    context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
+    ProcessRecord, ProcessValue, RecordHeader, Settings, TEXT_BYTES,
+};
+use spanwire_common::drop::KernelCounter;
+use spanwire_common::protocol::http1::Request;
+
+use crate::call::{copy_kernel, now};
+use crate::count::{cost, count};
+use crate::maps::{PipelineKey, CARRY, EXECUTED, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
+use crate::state::{
+    Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, ROLE_CLIENT,
+    ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE, TX,
+};
+use crate::{emit, unit, wire};
+
+/// How many exchanges one socket may have waiting for their responses.
+const QUEUE: u8 = 32;
+
+/// A random 64-bit id, never zero.
+#[inline(always)]
+fn random_id() -> u64 {
+    // SAFETY: no arguments.
+    let (high, low) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
+    u64::from(high) << 32 | u64::from(low | 1)
+}
+
+/// Looks the process up; a process nobody asked for is not admitted.
+#[inline(always)]
+pub fn admit(call: &mut Call, settings: &Settings) -> bool {
+    let pid = (call.pid_tgid >> 32) as u32;
+    let api = |port: u16| port != 0 && (call.local_port == port || call.remote_port == port);
+    if pid == settings.own_pid || api(settings.api_port) || api(settings.health_port) {
+        return false;
+    }
+    cost(KernelCounter::MapOperations);
+    let process = match PROCESSES.get_ptr_mut(&pid) {
+        // SAFETY: a live map value, copied.
+        Some(process) => unsafe { *process },
+        // Not classified yet: observed provisionally.
+        None => ProcessValue { include: u32::MAX, ..ProcessValue::default() },
+    };
+    call.class = process.class;
+    call.process_flags = process.flags;
+    if process.flags & process_flag::EXCLUDED != 0 {
+        return false;
+    }
+    let named = ports(call);
+    let include = process.include & (settings.include_any_port | named.include);
+    let exclude = process.exclude & (settings.exclude_any_port | named.exclude);
+    include != 0 && exclude == 0
+}
+
+/// Selector items that name either port of the call.
+#[inline(always)]
+fn ports(call: &Call) -> PortValue {
+    let mut named = PortValue::default();
+    // SAFETY: a static of this program.
+    if unsafe { core::ptr::read_volatile(&raw const PORT_SELECTORS) } == 0 {
+        return named;
+    }
+    for port in [call.local_port, call.remote_port] {
+        if let Some(value) = PORTS.get_ptr_mut(&u32::from(port)) {
+            // SAFETY: a live map value, copied.
+            let value = unsafe { *value };
+            named.include |= value.include;
+            named.exclude |= value.exclude;
+        }
+    }
+    named
+}
+
+/// Set by the loader when any selector names a port.
+#[no_mangle]
+static PORT_SELECTORS: u32 = 0;
+
+/// First byte of a request. Returns false if the socket cannot be followed any further.
+///
+/// verifier: a global function; see `engine::step`.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+    if state.is_null() || scratch.is_null() {
+        return 0;
+    }
+    // SAFETY: whole objects (rule for pointer arguments of global functions).
+    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+    if state.exchange.state & EX_OPEN != 0 && !queue(state, scratch.call.cookie) {
+        return 0;
+    }
+    let Some(settings) = SETTINGS.get_ptr(0) else { return 0 };
+    // SAFETY: an array element.
+    if !admit(&mut scratch.call, unsafe { &*settings }) {
+        return 0;
+    }
+    let call = &mut scratch.call;
+    if state.role == ROLE_UNKNOWN {
+        state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
+    }
+    let first_ns = now(call);
+    let exchange = &mut state.exchange;
+    let inherited = state.flags & SOCK_INHERITED != 0;
+    clear(exchange, inherited);
+    state.flags &= !SOCK_INHERITED;
+    exchange.request_first_ns = first_ns;
+    exchange.span_id = random_id();
+    exchange.pid = (call.pid_tgid >> 32) as u32;
+    exchange.tid = call.pid_tgid as u32;
+    exchange.ordinal = state.next_ordinal;
+    state.next_ordinal = state.next_ordinal.wrapping_add(1);
+    exchange.state = EX_OPEN;
+    exchange.side = state.role;
+    exchange.class = call.class;
+    if call.class == ProcessClass::Unclassified as u8 {
+        exchange.flags |= flag::UNCLASSIFIED;
+    }
+    if call.process_flags & process_flag::SERVES != 0 {
+        exchange.flags |= flag::PROCESS_SERVES;
+    }
+    if call.process_flags & process_flag::DEMOTED != 0 {
+        exchange.flags |= flag::DEMOTED;
+    }
+    if state.flags & (SOCK_LATE | SOCK_JOINED) != 0 {
+        exchange.flags |= flag::LATE_JOIN;
+    }
+    if call.has_key != 0 {
+        let offset = scratch.cursor.pos.wrapping_sub(call.carry).wrapping_add(call.window_offset);
+        exchange.wire_key = wire::key(call, offset);
+        exchange.flags |= flag::WIRE_KEY;
+    }
+    1
+}
+
+/// Everything zero but the path's bytes, which `path_len` covers; a cause inherited at connect() stays.
+#[inline(always)]
+fn clear(exchange: &mut Exchange, inherited: bool) {
+    exchange.request_last_ns = 0;
+    exchange.response_first_ns = 0;
+    exchange.request_bytes = 0;
+    exchange.response_bytes = 0;
+    exchange.wire_key = 0;
+    exchange.status = 0;
+    let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context.flags);
+    clear_request(&mut exchange.request);
+    if inherited {
+        exchange.flags &= flag::CAUSE_BLOCKING | flag::CAUSE_COMPLETE | flag::AMBIGUOUS;
+        exchange.request.tenant = tenant;
+        exchange.request.context.flags = context_flags;
+    } else {
+        exchange.flags = 0;
+        exchange.cause = 0;
+        exchange.related_span_id = 0;
+        exchange.related_trace_id = [0; 2];
+    }
+}
+
+/// Zero but for the path's bytes: the parser writes those it counts in `path_len`.
+#[inline(always)]
+fn clear_request(request: &mut Request) {
+    let words = core::mem::offset_of!(Request, path) / 8;
+    let head = core::ptr::from_mut(request).cast::<u64>();
+    let mut index = 0;
+    while index < words {
+        // SAFETY: within the part before `path`, which is a whole number of words.
+        unsafe { *head.add(index) = 0 };
+        index += 1;
+    }
+}
+
+/// Puts the open exchange aside until its response comes.
+#[inline(always)]
+fn queue(state: &mut SockState, cookie: u64) -> bool {
+    if state.queued >= QUEUE {
+        count(KernelCounter::PipelineFull);
+        return false;
+    }
+    let key = PipelineKey { cookie, ordinal: u64::from(state.exchange.ordinal) };
+    cost(KernelCounter::MapOperations);
+    if PIPELINE.insert(&key, &state.exchange, 0).is_err() {
+        count(KernelCounter::PipelineFull);
+        return false;
+    }
+    if state.queued == 0 {
+        state.oldest_ordinal = state.exchange.ordinal;
+    }
+    state.queued += 1;
+    true
+}
+
+/// The request's head is complete and valid: contexts, causes, the wire.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+    if state.is_null() || scratch.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `request_begins`.
+    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+    let exchange = &mut state.exchange;
+    let call = &mut scratch.call;
+    exchange.state |= EX_HEAD;
+    let request = &exchange.request;
+    if request.otlp != 0 {
+        exchange.state |= EX_EXCLUDED;
+        return 1;
+    }
+    if request.user_agent_excluded != 0 {
+        exchange.state |= EX_EXCLUDED;
+        return 1;
+    }
+    if request.context.format != context_format::NONE {
+        exchange.flags |= flag::ADOPTED_HEADER;
+    }
+    if request.context.flags & CONTEXT_INVALID != 0 {
+        exchange.flags |= flag::CONTEXT_INVALID;
+    }
+    if exchange.side == ROLE_SERVER {
+        if wire::meet(exchange) {
+            exchange.state |= EX_EXCLUDED;
+            return 1;
+        }
+        if call.blocking != 0 {
+            exchange.flags |= flag::BLOCKING;
+        }
+        ensure_trace(exchange);
+        unit::open(exchange, call);
+    } else {
+        unit::attribute(exchange, call);
+        ensure_trace(exchange);
+        wire::leave(exchange);
+    }
+    seal_flags(exchange);
+    if exchange.class == ProcessClass::Unclassified as u8 || exchange.flags & flag::PROCESS_SERVES == 0 {
+        note_process(exchange, call);
+    }
+    1
+}
+
+const CONTEXT_SAMPLED: u8 = 1;
+const CONTEXT_RANDOM: u8 = 2;
+const CONTEXT_DECIDED: u8 = 4;
+const CONTEXT_INVALID: u8 = 8;
+
+/// A trace id of its own for an exchange that took over none; its lower 56 bits are random (W3C Level 2).
+#[inline(always)]
+fn ensure_trace(exchange: &mut Exchange) {
+    if exchange.flags & (flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE | flag::ADOPTED_HEADER) != 0 {
+        return;
+    }
+    exchange.request.context.trace = [random_id(), random_id()];
+    exchange.request.context.flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
+}
+
+#[inline(always)]
+fn seal_flags(exchange: &mut Exchange) {
+    let context = exchange.request.context.flags;
+    if context & CONTEXT_SAMPLED != 0 || context & CONTEXT_DECIDED == 0 {
+        exchange.flags |= flag::SAMPLED;
+    }
+    if context & CONTEXT_RANDOM != 0 {
+        exchange.flags |= flag::RANDOM;
+    }
+    if exchange.request.http10 != 0 {
+        exchange.flags |= flag::HTTP10;
+    }
+}
+
+/// Marks the process as one that serves, and asks user space about a process it has not classified.
+#[inline(always)]
+fn note_process(exchange: &Exchange, call: &Call) {
+    let serves = if exchange.side == ROLE_SERVER { process_flag::SERVES } else { 0 };
+    let pid = exchange.pid;
+    cost(KernelCounter::MapOperations);
+    if let Some(process) = PROCESSES.get_ptr_mut(&pid) {
+        // SAFETY: a live map value.
+        let process = unsafe { &mut *process };
+        process.flags |= serves;
+        if process.class != ProcessClass::Unclassified as u8 || process.reserved[0] != 0 {
+            return;
+        }
+        process.reserved[0] = 1;
+    } else {
+        let mut asked = ProcessValue { include: u32::MAX, flags: serves, ..ProcessValue::default() };
+        asked.reserved[0] = 1;
+        if PROCESSES.insert(&pid, &asked, 0).is_err() {
+            count(KernelCounter::StateFull);
+        }
+    }
+    ask(pid, call.now_ns, process_event::SEEN);
+}
+
+/// Sends a process record about the current task.
+#[inline(always)]
+pub fn ask(pid: u32, time_ns: u64, event: u8) {
+    // SAFETY: no arguments.
+    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
+    let mut record = ProcessRecord {
+        header: RecordHeader::default(),
+        time_ns,
+        cgroup_id: 0,
+        pid,
+        parent_pid: 0,
+        uid,
+        event,
+        reserved: [0; 3],
+        comm: [0; 16],
+        filename: [0; 128],
+    };
+    // SAFETY: 16 bytes of stack.
+    unsafe { bpf_get_current_comm((&raw mut record.comm).cast(), 16) };
+    if let Some(path) = EXECUTED.get_ptr(&pid) {
+        // SAFETY: a live map value, copied.
+        record.filename = unsafe { *path };
+    }
+    emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| &mut record.header);
+}
+
+/// A header value that leaves the kernel by name: the cursor says where it lies in the window.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+    if state.is_null() || scratch.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `request_begins`.
+    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+    let cursor = &scratch.cursor;
+    let Some(record) = TEXTS.get_ptr_mut(scratch.call.direction & 1) else { return 0 };
+    // SAFETY: an element of a per-CPU array, used by one direction's hook only.
+    let record = unsafe { &mut *record };
+    let mut len = cursor.text_len;
+    let mut from = cursor.text_from;
+    if len > TEXT_BYTES as u32 {
+        len = TEXT_BYTES as u32;
+    }
+    // verifier: bounds that LLVM cannot fold away.
+    // SAFETY: register arithmetic only.
+    unsafe { core::arch::asm!("{0} &= 1023", "{1} &= 4095", inout(reg) len, inout(reg) from) };
+    if len > TEXT_BYTES as u32 {
+        return 0;
+    }
+    // SAFETY: `from` is within window and spill, `len` within `bytes`.
+    unsafe {
+        let source = (&raw const scratch.window).cast::<u8>().add(from as usize);
+        if !copy_kernel((&raw mut record.bytes).cast(), len, source) {
+            return 0;
+        }
+    }
+    record.span_id = state.exchange.span_id.to_ne_bytes();
+    record.hash = cursor.text_hash;
+    record.what = cursor.text_what;
+    record.index = cursor.text_index;
+    record.len = len as u16;
+    record.cut = cursor.text_cut;
+    record.reserved = [0; 3];
+    if record.what == text::TENANT && state.exchange.request.tenant == 0 {
+        state.exchange.request.tenant = cursor.text_hash;
+    }
+    emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| &mut record.header);
+    1
+}
+
+/// The request's last byte has passed.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn request_ends(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+    if state.is_null() || scratch.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `request_begins`.
+    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+    let exchange = &mut state.exchange;
+    exchange.request_last_ns = now(&mut scratch.call);
+    exchange.state |= EX_REQUEST_DONE;
+    exchange.flags |= flag::REQUEST_SIZE_KNOWN;
+    if exchange.side == ROLE_SERVER && exchange.state & EX_EXCLUDED == 0 {
+        unit::complete(exchange, &scratch.call);
+    }
+    1
+}
+
+/// What happened on the response's side: the argument of [`response`].
+pub const RESPONSE_BEGINS: u32 = 1;
+pub const RESPONSE_HEAD: u32 = 2;
+pub const RESPONSE_INTERIM: u32 = 3;
+pub const RESPONSE_ENDS: u32 = 4;
+pub const RESPONSE_UPGRADED: u32 = 5;
+pub const RESPONSE_OUT_OF_STEP: u32 = 6;
+pub const RESPONSE_CLOSED: u32 = 7;
+pub const RESPONSE_RESET: u32 = 8;
+
+/// A point of the response to `exchange`, which is the socket's own or one that waits in PIPELINE. Returns 1 if the
+/// exchange is over.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn response(exchange: *mut Exchange, scratch: *mut Scratch, point: u32) -> u32 {
+    if exchange.is_null() || scratch.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `request_begins`.
+    let (exchange, scratch) = unsafe { (&mut *exchange, &mut *scratch) };
+    if exchange.state & EX_OPEN == 0 {
+        return 1;
+    }
+    let call = &mut scratch.call;
+    match point {
+        RESPONSE_BEGINS => {
+            exchange.response_first_ns = now(call);
+            exchange.state |= EX_RESPONSE;
+            if exchange.side == ROLE_SERVER {
+                unit::answering(exchange, call.pid_tgid);
+            }
+            return 0;
+        }
+        RESPONSE_HEAD => {
+            exchange.status = scratch.cursor.status;
+            return 0;
+        }
+        RESPONSE_INTERIM => {
+            exchange.response_first_ns = 0;
+            exchange.state &= !EX_RESPONSE;
+            return 0;
+        }
+        _ => {}
+    }
+    let outcome_code = match point {
+        RESPONSE_ENDS => {
+            exchange.flags |= flag::RESPONSE_SIZE_KNOWN;
+            outcome::COMPLETE
+        }
+        RESPONSE_UPGRADED => {
+            exchange.status = scratch.cursor.status;
+            outcome::UPGRADED
+        }
+        RESPONSE_OUT_OF_STEP => outcome::OUT_OF_STEP,
+        RESPONSE_RESET => outcome::RESET,
+        _ => outcome::CLOSED,
+    };
+    finish(exchange, call, outcome_code);
+    1
+}
+
+/// The exchange is over: its unit is free, its record goes out.
+#[inline(always)]
+fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
+    let state = exchange.state;
+    exchange.state = 0;
+    if state & EX_HEAD == 0 {
+        // No valid request was ever seen whole: nothing that could be called an exchange.
+        return;
+    }
+    let server = exchange.side == ROLE_SERVER;
+    count(if server { KernelCounter::ExchangesServer } else { KernelCounter::ExchangesClient });
+    if state & EX_EXCLUDED != 0 {
+        count(KernelCounter::Excluded);
+        return;
+    }
+    let answered = outcome_code == outcome::COMPLETE || outcome_code == outcome::UPGRADED;
+    if server {
+        unit::close(exchange, answered);
+    }
+    let end_ns = now(call);
+    emit::exchange(exchange, call, outcome_code, protocol_id::HTTP1, end_ns);
+}
+
+/// A connect failed: an exchange in which nothing was said.
+#[inline(always)]
+pub fn connect_failed(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
+    exchange.span_id = random_id();
+    if exchange.cause != 0 && unit::is_exact(exchange) {
+        unit::adopt(exchange);
+    }
+    ensure_trace(exchange);
+    exchange.request.path_len = 0;
+    let end_ns = now(call);
+    count(KernelCounter::ExchangesClient);
+    emit::exchange(exchange, call, outcome_code, protocol_id::CONNECT, end_ns);
+}
+
+/// Forgets what was carried over for this socket.
+#[inline(always)]
+pub fn forget_carry(cookie: u64) {
+    for direction in [RX, TX] {
+        let key = crate::maps::CarryKey { cookie, direction: u64::from(direction) };
+        let _ = CARRY.remove(&key);
+    }
+}

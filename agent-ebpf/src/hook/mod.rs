@@ -1,0 +1,5 @@
+//! Programs: one file per hook family. An entry reads its arguments and hands over.
+
+pub mod process;
+pub mod sock;
+pub mod state;

@@ -1,0 +1,23 @@
+//! tp_btf/sock_send_length and sock_recv_length (kernel 6.3+; net/socket.c, call_trace_sock_send_length and
+//! call_trace_sock_recv_length): every send and receive on every socket, in the calling thread, after the fact.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+
+use crate::sk::Sock;
+use crate::socket;
+use crate::state::{RX, TX};
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
+    let (sk, len, flags): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    socket::on_call(Sock(sk), len, flags as u32, RX);
+    0
+}
+
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(1));
+    socket::on_call(Sock(sk), len, 0, TX);
+    0
+}

@@ -1,0 +1,15 @@
+//! tp_btf/inet_sock_set_state (include/trace/events/sock.h): connects, resets and closes. Runs in the caller's
+//! context or in a softirq, so the current task is not always the socket's owner.
+
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+
+use crate::sk::Sock;
+use crate::socket;
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    let (sk, old, new): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    socket::on_state(Sock(sk), old, new);
+    0
+}

@@ -1,0 +1,152 @@
+//! Sockets whose protocol is not understood: no bytes are looked at. What a traced request does on them is recorded
+//! as turns (sent, waited, received), so that a trace has no gap there.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_get_prandom_u32};
+use spanwire_common::abi::{family, flag, kind, protocol_id, setting, OpaqueTurn, ProcessClass, RecordHeader, Settings};
+
+use crate::emit;
+use crate::engine;
+use crate::maps::{BLANK, OPAQUE_TURNS, UNIX_SOCKETS};
+use crate::sk::{Sock, AF_INET, AF_INET6};
+use crate::state::{
+    Scratch, SockState, EX_OPEN, ROLE_SERVER, RX, SOCK_TLS, TX, UNIT_COMPLETE, UNIT_BLOCKING, UNIT_OPEN,
+};
+use crate::unit;
+
+/// A fresh state for a unix socket; null if there is no room.
+#[inline(always)]
+pub fn insert_unix(cookie: u64) -> *mut SockState {
+    let Some(blank) = BLANK.get_ptr(0) else { return core::ptr::null_mut() };
+    // SAFETY: an array element.
+    if UNIX_SOCKETS.insert(&cookie, unsafe { &*blank }, 0).is_err() {
+        return core::ptr::null_mut();
+    }
+    UNIX_SOCKETS.get_ptr_mut(&cookie).unwrap_or(core::ptr::null_mut())
+}
+
+/// A unix client has seen the end of the stream: so ends what its server had open.
+#[inline(always)]
+pub fn end_peer(peer: u64, scratch: *mut Scratch, point: u32) {
+    if peer == 0 {
+        return;
+    }
+    if let Some(state) = UNIX_SOCKETS.get_ptr_mut(&peer) {
+        // SAFETY: a live map value.
+        let state = unsafe { &mut *state };
+        if state.role == ROLE_SERVER && state.exchange.state & EX_OPEN != 0 {
+            engine::finish_all(state, scratch, point);
+        }
+    }
+}
+
+/// Bytes on a socket that is not understood.
+#[inline(always)]
+pub fn on_call(sk: Sock, state: &mut SockState, settings: &Settings, socket_family: u16, len: u32, direction: u32) {
+    // SAFETY: no arguments.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
+    if direction == RX && state.exchange.class == ProcessClass::Nginx as u8 {
+        // What comes next, nginx does for whoever is on this socket, and that cannot be known.
+        unit::forget(thread);
+    }
+    if settings.flags & setting::OPAQUE == 0 {
+        return;
+    }
+    if direction == TX {
+        sent(sk, state, thread, socket_family, len);
+    } else {
+        received(state.cookie, len);
+    }
+}
+
+/// A send: a turn of its own, if it follows a receive and a traced request is being served.
+#[inline(always)]
+fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) {
+    let cookie = state.cookie;
+    let Some(unit) = unit::current(thread) else { return };
+    if unit.state != UNIT_OPEN || unit.span_id == 0 {
+        return;
+    }
+    // SAFETY: no arguments.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if let Some(turn) = OPAQUE_TURNS.get_ptr_mut(&cookie) {
+        // SAFETY: a live map value.
+        let turn = unsafe { &mut *turn };
+        if turn.received_first_ns == 0 && turn.cause_span_id == unit.span_id {
+            turn.sent_last_ns = now_ns;
+            turn.sent_bytes = turn.sent_bytes.wrapping_add(u64::from(len));
+            return;
+        }
+        emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+    }
+    let (local_addr, remote_addr) = sk.addresses(socket_family);
+    let inet = socket_family == AF_INET || socket_family == AF_INET6;
+    // SAFETY: no arguments.
+    let (high, low, cgroup_id) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32(), bpf_get_current_cgroup_id()) };
+    let mut flags = flag::PROCESS_SERVES | flag::SAMPLED;
+    if unit.flags & UNIT_COMPLETE != 0 {
+        flags |= flag::CAUSE_COMPLETE;
+    }
+    if unit.flags & UNIT_BLOCKING != 0 {
+        flags |= flag::CAUSE_BLOCKING;
+    }
+    let turn = OpaqueTurn {
+        header: RecordHeader::default(),
+        sent_first_ns: now_ns,
+        sent_last_ns: now_ns,
+        received_first_ns: 0,
+        received_last_ns: 0,
+        span_id: u64::from(high) << 32 | u64::from(low | 1),
+        cause_span_id: unit.span_id,
+        cause_trace_id: unit.trace_id,
+        tenant: unit.tenant,
+        sent_bytes: u64::from(len),
+        received_bytes: 0,
+        cookie,
+        cgroup_id,
+        local_addr,
+        remote_addr,
+        local_port: if inet { sk.local_port() } else { 0 },
+        remote_port: if inet { sk.remote_port() } else { 0 },
+        netns: sk.netns(),
+        pid: (thread >> 32) as u32,
+        tid: thread as u32,
+        flags,
+        cause: unit.cause,
+        class: state.exchange.class,
+        family: match socket_family {
+            AF_INET => family::INET,
+            AF_INET6 => family::INET6,
+            _ => family::UNIX,
+        },
+        protocol: if state.flags & SOCK_TLS != 0 { protocol_id::TLS } else { protocol_id::OPAQUE },
+    };
+    let _ = OPAQUE_TURNS.insert(&cookie, &turn, 0);
+    let _ = TX;
+}
+
+/// A receive: part of the turn under way.
+#[inline(always)]
+fn received(cookie: u64, len: u32) {
+    if let Some(turn) = OPAQUE_TURNS.get_ptr_mut(&cookie) {
+        // SAFETY: a live map value.
+        let turn = unsafe { &mut *turn };
+        // SAFETY: no arguments.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        if turn.received_first_ns == 0 {
+            turn.received_first_ns = now_ns;
+        }
+        turn.received_last_ns = now_ns;
+        turn.received_bytes = turn.received_bytes.wrapping_add(u64::from(len));
+    }
+}
+
+/// The socket has come to its end: so has its turn.
+#[inline(always)]
+pub fn end(cookie: u64) {
+    if let Some(turn) = OPAQUE_TURNS.get_ptr_mut(&cookie) {
+        // SAFETY: a live map value.
+        let turn = unsafe { &mut *turn };
+        emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+        let _ = OPAQUE_TURNS.remove(&cookie);
+    }
+}

@@ -1,0 +1,217 @@
+//! What the kernel side remembers: per socket, per exchange, per unit of execution.
+
+use spanwire_common::protocol::http1::{Cursor, Framing, Request};
+use spanwire_common::protocol::window::Window;
+
+/// Which way the bytes of a call go.
+pub const RX: u32 = 0;
+pub const TX: u32 = 1;
+
+/// [`SockState::role`].
+pub const ROLE_UNKNOWN: u8 = 0;
+pub const ROLE_SERVER: u8 = 1;
+pub const ROLE_CLIENT: u8 = 2;
+
+/// Bits of [`SockState::flags`].
+pub const SOCK_OPAQUE: u8 = 1;
+/// Older than the agent; no boundary proven yet.
+pub const SOCK_LATE: u8 = 2;
+/// On a late socket: a response was seen from its first byte to its last, so the next message begins a request.
+pub const SOCK_BOUNDARY: u8 = 4;
+/// A unix socket: its state is in UNIX_SOCKETS.
+pub const SOCK_UNIX: u8 = 8;
+/// Joined late.
+pub const SOCK_JOINED: u8 = 16;
+/// The connect is under way (SYN sent): `exchange.request_first_ns` is when it began.
+pub const SOCK_CONNECTING: u8 = 32;
+/// The first request's cause was inherited at connect().
+pub const SOCK_INHERITED: u8 = 64;
+/// Speaks TLS.
+pub const SOCK_TLS: u8 = 128;
+
+/// Bits of [`Exchange::state`].
+pub const EX_OPEN: u8 = 1;
+/// The request's head was complete and valid.
+pub const EX_HEAD: u8 = 2;
+/// The request's last byte was passed.
+pub const EX_REQUEST_DONE: u8 = 4;
+/// The response's first byte was seen.
+pub const EX_RESPONSE: u8 = 8;
+/// Excluded: no record.
+pub const EX_EXCLUDED: u8 = 16;
+
+/// One exchange while it is open. `request` is filled by the parser.
+#[repr(C)]
+pub struct Exchange {
+    pub request_first_ns: u64,
+    pub request_last_ns: u64,
+    pub response_first_ns: u64,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub span_id: u64,
+    /// Client: the span that caused it. Server: the client's span, met on the wire.
+    pub related_span_id: u64,
+    pub related_trace_id: [u64; 2],
+    pub wire_key: u64,
+    pub pid: u32,
+    pub tid: u32,
+    pub flags: u32,
+    pub ordinal: u32,
+    pub status: u16,
+    pub state: u8,
+    pub cause: u8,
+    pub side: u8,
+    pub class: u8,
+    pub reserved: [u8; 2],
+    pub request: Request,
+}
+
+/// State of one socket.
+#[repr(C)]
+pub struct SockState {
+    pub framing: [Framing; 2],
+    pub role: u8,
+    pub flags: u8,
+    /// Earlier exchanges of this socket that wait for their responses, in PIPELINE.
+    pub queued: u8,
+    pub idle_sweeps: u8,
+    pub generation: u32,
+    /// Ordinal of the next request.
+    pub next_ordinal: u32,
+    /// Ordinal of the oldest exchange that waits for its response.
+    pub oldest_ordinal: u32,
+    pub cookie: u64,
+    /// Unix: bytes passed so far, by direction.
+    pub position: [u32; 2],
+    pub exchange: Exchange,
+}
+
+const _: () = assert!(size_of::<SockState>() <= 512, "socket storage is charged to the application's optmem");
+
+/// [`Unit::state`].
+pub const UNIT_NONE: u8 = 0;
+pub const UNIT_OPEN: u8 = 1;
+pub const UNIT_AMBIGUOUS: u8 = 2;
+pub const UNIT_CLOSED: u8 = 3;
+
+/// A unit of execution and the request it serves (correlation.md A5). Key: `pid << 32 | tid` for threads.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Unit {
+    pub trace_id: [u64; 2],
+    pub span_id: u64,
+    pub tenant: u64,
+    /// For a child forked while the request was open: the unit it inherits from; else 0.
+    pub parent: u64,
+    /// nginx: cookie of the socket whose connect() this thread began last.
+    pub connecting: u64,
+    /// Process that read the request.
+    pub reader: u32,
+    pub state: u8,
+    /// `cause` code that an exchange caused by this unit bears.
+    pub cause: u8,
+    /// Bits of `UNIT_*` below.
+    pub flags: u8,
+    /// context_flags of the request.
+    pub context_flags: u8,
+}
+
+/// Bits of [`Unit::flags`].
+pub const UNIT_BLOCKING: u8 = 1;
+pub const UNIT_COMPLETE: u8 = 2;
+/// The request's connection died before the answer; the thread may still work for it.
+pub const UNIT_DEAD: u8 = 4;
+/// nginx: the receive that made this unit has been used up.
+pub const UNIT_CONSUMED: u8 = 8;
+
+/// What a client left on the wire for the server.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Wire {
+    pub trace_id: [u64; 2],
+    pub span_id: u64,
+    pub tenant: u64,
+    pub context_flags: u8,
+    /// 1: the agent itself sent it.
+    pub own: u8,
+    /// context_format of the client's header, with bit 7 set if it was forwarded (cause HEADER).
+    pub format: u8,
+    pub reserved: [u8; 5],
+}
+
+/// An inbound header context on an open request of a process: for header equality.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InboundKey {
+    pub trace_id: [u64; 2],
+    pub parent_id: u64,
+    pub pid: u32,
+    pub reserved: u32,
+}
+
+/// Who bears it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Inbound {
+    pub span_id: u64,
+    pub tenant: u64,
+    /// Open requests with this pair: more than one names nobody.
+    pub open: u32,
+    pub context_flags: u8,
+    pub reserved: [u8; 3],
+}
+
+/// What one call is about, filled from the socket and the registers before anything is parsed.
+#[repr(C)]
+pub struct Call {
+    /// User pointer to the current piece, and how much of it is left.
+    pub base: u64,
+    pub left: u64,
+    /// User pointer to the iovec array, its length, and the next index.
+    pub iov: u64,
+    pub iov_count: u32,
+    pub iov_next: u32,
+    /// Bytes of the call not yet taken into the window.
+    pub unread: u64,
+    /// Clock, read at most once.
+    pub now_ns: u64,
+    pub cookie: u64,
+    pub pid_tgid: u64,
+    /// TCP sequence numbers: of the call's first byte, and of the other direction.
+    pub seq: u32,
+    pub ack: u32,
+    pub direction: u32,
+    /// 1: the user buffer can be read.
+    pub readable: u32,
+    pub local_addr: [u64; 2],
+    pub remote_addr: [u64; 2],
+    pub local_port: u16,
+    pub remote_port: u16,
+    pub netns: u32,
+    /// Offset in the call of the window's first byte after the carry, so that a position becomes a sequence number.
+    pub window_offset: u32,
+    pub carry: u32,
+    /// Bytes of the call in all.
+    pub length: u32,
+    pub padding: u32,
+    pub family: u8,
+    pub blocking: u8,
+    pub class: u8,
+    pub process_flags: u8,
+    pub errno: u16,
+    pub has_key: u8,
+    pub reserved: u8,
+}
+
+/// Per-CPU working memory of one hook.
+#[repr(C)]
+pub struct Scratch {
+    pub call: Call,
+    pub cursor: Cursor,
+    pub window: Window,
+    /// verifier: room behind the window for the sum of an offset's and a length's separate bounds.
+    pub spill: [u64; SPILL_BYTES / 8],
+}
+
+/// Size of [`Scratch::spill`].
+pub const SPILL_BYTES: usize = 4096;

@@ -1,0 +1,83 @@
+//! Wire identity (DESIGN.md 4): both ends of a connection compute the same key for a message from the connection's
+//! own numbers, and meet in one map. Nothing is added to the traffic.
+
+use spanwire_common::abi::{cause, context_format, flag};
+use spanwire_common::drop::KernelCounter;
+
+use crate::count::{cost, count};
+use crate::maps::WIRES;
+use crate::state::{Call, Exchange, Wire};
+
+/// Bit of [`Wire::format`]: the header was forwarded, not made by an SDK.
+const FORWARDED: u8 = 0x80;
+
+/// The client's head has gone out: leave its context for the server.
+#[inline(always)]
+pub fn leave(exchange: &Exchange) {
+    if exchange.flags & flag::WIRE_KEY == 0 {
+        return;
+    }
+    let forwarded = if exchange.cause == cause::HEADER { FORWARDED } else { 0 };
+    let wire = Wire {
+        trace_id: exchange.request.context.trace,
+        span_id: exchange.span_id,
+        tenant: exchange.request.tenant,
+        context_flags: exchange.request.context.flags,
+        own: 0,
+        format: exchange.request.context.format | forwarded,
+        reserved: [0; 5],
+    };
+    cost(KernelCounter::MapOperations);
+    let _ = WIRES.insert(&exchange.wire_key, &wire, 0);
+}
+
+/// The agent itself has sent something: whoever reads it is not to be traced.
+#[inline(always)]
+pub fn leave_own(key: u64) {
+    let wire = Wire {
+        trace_id: [0; 2],
+        span_id: 0,
+        tenant: 0,
+        context_flags: 0,
+        own: 1,
+        format: 0,
+        reserved: [0; 5],
+    };
+    let _ = WIRES.insert(&key, &wire, 0);
+}
+
+/// The server has read a head: take what the client left. Returns true if the agent itself is the client.
+#[inline(always)]
+pub fn meet(exchange: &mut Exchange) -> bool {
+    if exchange.flags & flag::WIRE_KEY == 0 {
+        return false;
+    }
+    cost(KernelCounter::MapOperations);
+    let Some(entry) = WIRES.get_ptr_mut(&exchange.wire_key) else { return false };
+    // SAFETY: a live map value, copied.
+    let wire = unsafe { *entry };
+    cost(KernelCounter::MapOperations);
+    let _ = WIRES.remove(&exchange.wire_key);
+    if wire.own != 0 {
+        return true;
+    }
+    count(KernelCounter::WireMatched);
+    exchange.related_span_id = wire.span_id;
+    exchange.related_trace_id = wire.trace_id;
+    exchange.flags |= flag::WIRE_MATCHED;
+    if exchange.request.tenant == 0 {
+        exchange.request.tenant = wire.tenant;
+    }
+    if exchange.request.context.format == context_format::NONE {
+        exchange.request.context.trace = wire.trace_id;
+        exchange.request.context.flags = wire.context_flags;
+        exchange.flags |= flag::ADOPTED_WIRE;
+    }
+    false
+}
+
+/// Key of the message whose first byte is `offset` bytes into the call. `sent`: this end sent it.
+#[inline(always)]
+pub fn key(call: &Call, offset: u32) -> u64 {
+    u64::from(call.seq.wrapping_add(offset)) << 32 | u64::from(call.ack)
+}

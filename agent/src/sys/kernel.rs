@@ -1,0 +1,332 @@
+//! Loads the programs, sets what they need to know, attaches them, and reaches into their maps.
+#![allow(unsafe_code, reason = "clock_gettime and the memory of map values")]
+
+use std::path::Path;
+
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::{BtfTracePoint, Program};
+use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use spanwire_common::abi;
+use spanwire_common::drop::KERNEL_COUNTERS;
+use thiserror::Error;
+
+use super::btf::{self, Btf, BtfError};
+use super::pod;
+
+/// The kernel side, built by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_OBJECT"));
+
+/// Why the kernel side could not be brought up.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// No BTF, or fields are missing.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// aya's own BTF reader failed.
+    #[error("kernel BTF: {0}")]
+    AyaBtf(#[from] aya::BtfError),
+    /// The object was refused.
+    #[error("loading the eBPF object: {}", chain(.0))]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused.
+    #[error("program {name}: {}", chain(.source))]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// A map is not as expected.
+    #[error("map {name}: {}", chain(.source))]
+    Map {
+        /// Which.
+        name: &'static str,
+        /// Why.
+        source: Box<aya::maps::MapError>,
+    },
+    /// The object does not hold what this build expects.
+    #[error("the eBPF object has no {0}")]
+    Missing(&'static str),
+}
+
+/// An error with its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// What the programs are told before they are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of each CPU's ring; a power of two and a multiple of the page size.
+    pub ring_bytes: u32,
+    /// Some selector names a port.
+    pub port_selectors: bool,
+    /// Count what an exchange costs (user reads, clock reads, ...): benchmarks only.
+    pub count_costs: bool,
+}
+
+/// The hooks in the order they are attached: what forgets comes before what remembers.
+pub const HOOKS: [&str; 6] = [
+    "sched_process_exit",
+    "sched_process_exec",
+    "sched_process_fork",
+    "inet_sock_set_state",
+    "sock_recv_length",
+    "sock_send_length",
+];
+
+const OFFSETS: [(&str, &str, &str); 26] = [
+    ("OFF_SK_FAMILY", "sock", "skc_family"),
+    ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
+    ("OFF_SK_DADDR", "sock", "skc_daddr"),
+    ("OFF_SK_V6_RCV_SADDR", "sock", "skc_v6_rcv_saddr"),
+    ("OFF_SK_V6_DADDR", "sock", "skc_v6_daddr"),
+    ("OFF_SK_NUM", "sock", "skc_num"),
+    ("OFF_SK_DPORT", "sock", "skc_dport"),
+    ("OFF_SK_NET", "sock", "skc_net"),
+    ("OFF_SK_TYPE", "sock", "sk_type"),
+    ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
+    ("OFF_SK_SOCKET", "sock", "sk_socket"),
+    ("OFF_SK_ERR", "sock", "sk_err"),
+    ("OFF_SOCKET_FILE", "socket", "file"),
+    ("OFF_FILE_FLAGS", "file", "f_flags"),
+    ("OFF_NET_INUM", "net", "ns"),
+    ("OFF_TP_WRITE_SEQ", "tcp_sock", "write_seq"),
+    ("OFF_TP_COPIED_SEQ", "tcp_sock", "copied_seq"),
+    ("OFF_TP_RCV_NXT", "tcp_sock", "rcv_nxt"),
+    ("OFF_TP_SND_UNA", "tcp_sock", "snd_una"),
+    ("OFF_TP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("OFF_TP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+    ("OFF_UNIX_PEER", "unix_sock", "peer"),
+    ("OFF_TASK_PID", "task_struct", "pid"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_PARENT", "task_struct", "real_parent"),
+    ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
+];
+
+const STRUCTS: [&str; 9] = [
+    "sock",
+    "socket",
+    "file",
+    "net",
+    "ns_common",
+    "tcp_sock",
+    "unix_sock",
+    "task_struct",
+    "linux_binprm",
+];
+
+/// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` reads.
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds to add to CLOCK_MONOTONIC for unix time, as of now.
+pub fn monotonic_to_unix_ns() -> u64 {
+    clock_ns(libc::CLOCK_REALTIME).wrapping_sub(monotonic_ns())
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid pointer to a timespec; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The loaded kernel side. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    attached: Vec<&'static str>,
+}
+
+impl Kernel {
+    /// Loads the object and its programs; attaches nothing.
+    ///
+    /// # Errors
+    /// [`KernelError`], naming what the kernel refused.
+    pub fn load(options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
+        let types = Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?;
+        let mut offsets = Vec::with_capacity(OFFSETS.len());
+        for (global, structure, field) in OFFSETS {
+            let mut offset = types.offset(structure, field)?;
+            if field == "ns" {
+                offset += types.offset("ns_common", "inum")?;
+            }
+            offsets.push((global, offset));
+        }
+        drop(types);
+        let unix_late_until_ns = monotonic_ns() + UNIX_LATE_NS;
+        let port_selectors = u32::from(options.port_selectors);
+        let count_costs = u32::from(options.count_costs);
+        let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))? as u32;
+        let aya_btf = AyaBtf::from_sys_fs()?;
+        let mut loader = EbpfLoader::new();
+        loader.btf(Some(&aya_btf));
+        for (global, offset) in &offsets {
+            loader.override_global(global, offset, true);
+        }
+        loader.override_global("UNIX_LATE_UNTIL_NS", &unix_late_until_ns, true);
+        loader.override_global("PORT_SELECTORS", &port_selectors, true);
+        loader.override_global("COUNT_COSTS", &count_costs, true);
+        loader.map_max_entries("RINGS", cpus);
+        let mut ebpf = loader.load(OBJECT)?;
+        let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
+        for name in HOOKS {
+            let program = tracepoint(&mut ebpf, name)?;
+            program.load(name, &aya_btf).map_err(|source| KernelError::Program {
+                name,
+                source: Box::new(source),
+            })?;
+        }
+        Ok((
+            Self {
+                ebpf,
+                attached: Vec::new(),
+            },
+            rings,
+        ))
+    }
+
+    /// Attaches the hooks, in an order in which none sees what another should have prepared.
+    ///
+    /// # Errors
+    /// [`KernelError::Program`].
+    pub fn attach(&mut self) -> Result<(), KernelError> {
+        for name in HOOKS {
+            tracepoint(&mut self.ebpf, name)?
+                .attach()
+                .map_err(|source| KernelError::Program {
+                    name,
+                    source: Box::new(source),
+                })?;
+            self.attached.push(name);
+        }
+        Ok(())
+    }
+
+    /// Names of the hooks that are attached.
+    pub fn attached(&self) -> &[&'static str] {
+        &self.attached
+    }
+
+    /// Replaces what may change while the agent runs.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`].
+    pub fn set_settings(&mut self, settings: abi::Settings) -> Result<(), KernelError> {
+        let map = self.map("SETTINGS")?;
+        let mut array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
+        array.set(0, pod::Settings(settings), 0).map_err(named("SETTINGS"))
+    }
+
+    /// Writes what is known of a process. The kernel side's own bits (SERVES, DEMOTED) are kept.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`].
+    pub fn set_process(&mut self, pid: u32, value: abi::ProcessValue) -> Result<(), KernelError> {
+        let map = self.map("PROCESSES")?;
+        let mut processes = HashMap::<_, u32, pod::Process>::try_from(map).map_err(named("PROCESSES"))?;
+        let mut value = value;
+        if let Ok(known) = processes.get(&pid, 0) {
+            value.flags |= known.0.flags & (abi::process_flag::SERVES | abi::process_flag::DEMOTED);
+        }
+        processes
+            .insert(pid, pod::Process(value), 0)
+            .map_err(named("PROCESSES"))
+    }
+
+    /// Names a port in selector items.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`].
+    pub fn set_port(&mut self, port: u16, value: abi::PortValue) -> Result<(), KernelError> {
+        let map = self.map("PORTS")?;
+        let mut ports = HashMap::<_, u32, pod::Port>::try_from(map).map_err(named("PORTS"))?;
+        ports
+            .insert(u32::from(port), pod::Port(value), 0)
+            .map_err(named("PORTS"))
+    }
+
+    /// Totals of the kernel side's counters, over all CPUs, indexed by `KernelCounter`.
+    pub fn counters(&self) -> [u64; KERNEL_COUNTERS] {
+        let mut totals = [0; KERNEL_COUNTERS];
+        let Some(map) = self.ebpf.map("COUNTERS") else {
+            return totals;
+        };
+        let Ok(counters) = PerCpuArray::<_, u64>::try_from(map) else {
+            return totals;
+        };
+        for (index, total) in totals.iter_mut().enumerate() {
+            if let Ok(values) = counters.get(&(index as u32), 0) {
+                *total = values.iter().sum();
+            }
+        }
+        totals
+    }
+
+    /// Takes the opaque turns that have had no byte since `quiet_since_ns`.
+    pub fn take_quiet_turns(&mut self, quiet_since_ns: u64) -> Vec<abi::OpaqueTurn> {
+        let Some(map) = self.ebpf.map_mut("OPAQUE_TURNS") else {
+            return Vec::new();
+        };
+        let Ok(mut turns) = HashMap::<_, u64, pod::OpaqueTurn>::try_from(map) else {
+            return Vec::new();
+        };
+        let quiet: Vec<(u64, abi::OpaqueTurn)> = turns
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, turn)| turn.0.received_last_ns != 0 && turn.0.received_last_ns < quiet_since_ns)
+            .map(|(cookie, turn)| (cookie, turn.0))
+            .collect();
+        quiet
+            .into_iter()
+            .filter(|(cookie, _)| turns.remove(cookie).is_ok())
+            .map(|(_, turn)| turn)
+            .collect()
+    }
+
+    fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
+        self.ebpf.map_mut(name).ok_or(KernelError::Missing(name))
+    }
+}
+
+/// How long after the start a unix socket seen for the first time may have been in use before.
+const UNIX_LATE_NS: u64 = 2_000_000_000;
+
+fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
+    move |source| KernelError::Map {
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, KernelError> {
+    match ebpf.program_mut(name) {
+        Some(Program::BtfTracePoint(program)) => Ok(program),
+        _ => Err(KernelError::Missing(name)),
+    }
+}
+
+/// One ring per CPU, put into RINGS.
+fn make_rings(ebpf: &mut Ebpf, cpus: u32, bytes: u32) -> Result<Vec<RingBuf<MapData>>, KernelError> {
+    let map = ebpf.map_mut("RINGS").ok_or(KernelError::Missing("RINGS"))?;
+    let mut rings = ArrayOfMaps::<_, MapData>::try_from(map).map_err(named("RINGS"))?;
+    let mut readers = Vec::with_capacity(cpus as usize);
+    for cpu in 0..cpus {
+        let shape = aya_obj::Map::new_from_params(RINGBUF, 0, 0, bytes, 0);
+        let ring = MapData::create(shape, "ring", None).map_err(named("RINGS"))?;
+        rings.set(cpu, &ring, 0).map_err(named("RINGS"))?;
+        readers.push(RingBuf::try_from(Map::RingBuf(ring)).map_err(named("RINGS"))?);
+    }
+    Ok(readers)
+}
+
+/// BPF_MAP_TYPE_RINGBUF (include/uapi/linux/bpf.h).
+const RINGBUF: u32 = 27;

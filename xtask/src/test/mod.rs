@@ -1,0 +1,114 @@
+//! `x test`: sets up, builds everything, runs every test program, closes with `N passed, N failed`.
+
+mod programs;
+mod results;
+
+use std::io::Write;
+use std::process::{Command, ExitCode};
+
+use anyhow::{bail, Context, Result};
+
+use self::programs::Program;
+use self::results::Tally;
+use crate::{apps, process, run, setup, vm, workspace};
+
+/// Tests that load eBPF programs and start real services, as root.
+const PRIVILEGED: &str = "spanwire-tests";
+/// A test program that runs longer than this hangs.
+const LIMIT_SECONDS: u32 = 1_800;
+/// What the end-to-end tests read from their environment.
+const ENVIRONMENT: [&str; 7] = [
+    "CARGO_MANIFEST_DIR",
+    "CARGO_TARGET_DIR",
+    "PATH",
+    "RUST_BACKTRACE",
+    "SPANWIRE_BIN",
+    "SPANWIRE_E2E_VENV",
+    "SPANWIRE_TEST_FILTER",
+];
+
+/// Runs the unit tests, then the privileged ones; with `all` the same privileged ones on every supported kernel.
+pub(crate) fn test(all: bool) -> Result<ExitCode> {
+    if !process::is_root() && process::find("sudo").is_none() {
+        bail!("the end-to-end tests load eBPF programs and need root; there is no sudo here: run this command as root");
+    }
+    run::need_btf()?;
+    setup::ensure()?;
+    apps::ensure()?;
+
+    // Everything is built before anything runs: a build that fails leaves no line that looks like a result.
+    let agent = crate::build::agent(true)?;
+    let (privileged, unit): (Vec<Program>, Vec<Program>) = programs::build()?
+        .into_iter()
+        .partition(|program| program.package == PRIVILEGED);
+
+    let out = &mut std::io::stdout().lock();
+    let mut tally = Tally::default();
+    for program in &unit {
+        announce(out, &program.name)?;
+        tally.add(results::run(limited(Command::new("timeout"), program), out)?);
+    }
+    announce(out, "documentation examples")?;
+    tally.add(results::run(documentation(), out)?);
+    for program in &privileged {
+        announce(out, &program.name)?;
+        let mut command = process::as_root("timeout".as_ref(), &ENVIRONMENT)?;
+        command
+            .env("SPANWIRE_BIN", &agent)
+            .env("CARGO_TARGET_DIR", workspace::target_dir()?);
+        tally.add(results::run(limited(command, program), out)?);
+    }
+    if all {
+        tally.add(on_every_kernel(&privileged, out)?);
+    }
+    writeln!(out, "{tally}")?;
+    Ok(if tally.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn announce(out: &mut dyn Write, what: &str) -> Result<()> {
+    Ok(writeln!(out, "\n== {what}")?)
+}
+
+/// `timeout` around a test program, where cargo would run it.
+fn limited(mut timeout: Command, program: &Program) -> Command {
+    timeout
+        .args(["--foreground", "--kill-after=20", &LIMIT_SECONDS.to_string()])
+        .arg(&program.executable)
+        .current_dir(&program.directory)
+        .env("CARGO_MANIFEST_DIR", &program.directory);
+    timeout
+}
+
+/// The examples in the documentation of the libraries; rustdoc builds and runs them itself.
+fn documentation() -> Command {
+    let mut cargo = workspace::cargo();
+    cargo.args([
+        "test",
+        "--quiet",
+        "--doc",
+        "--package",
+        "spanwire-common",
+        "--package",
+        "spanwire",
+    ]);
+    cargo
+}
+
+/// Boots each supported kernel and runs the privileged tests that are meant for all of them.
+fn on_every_kernel(privileged: &[Program], out: &mut dyn Write) -> Result<Tally> {
+    let program = privileged
+        .iter()
+        .find(|program| program.target == "kernels")
+        .context("there is no test program tests/tests/kernels.rs to run in virtual machines")?;
+    let mut tally = Tally::default();
+    for kernel in vm::SUPPORTED {
+        announce(out, &format!("{} on Linux {kernel}", program.name))?;
+        let command = program.executable.display().to_string();
+        tally.add(results::run(vm::command(kernel, &program.directory, &[command])?, out)?);
+    }
+    Ok(tally)
+}
