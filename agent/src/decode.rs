@@ -8,12 +8,13 @@
 use std::mem::{offset_of, size_of};
 
 use spanwire_common::abi::{
-    cause, context_format, family, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord, LinkRecord,
-    ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
+    cause, context_format, family, flag, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord,
+    LinkRecord, OpaqueTurn, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// What came out of the ring. The big records are boxed once, here, and keep that box until they are a span.
+/// What came out of the ring. The big records are boxed once, here, and keep that box until they are a span. A turn of an
+/// opaque call is an exchange in which nothing is known but times, sizes and ends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Exchange(Box<ExchangeRecord>),
@@ -63,6 +64,13 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::TEXT => text_record(record).map(Event::Text),
         kind::PROCESS => process(record).map(Event::Process),
         kind::LINK => link(record).map(Event::Link),
+        kind::OPAQUE_TURN => {
+            let turn = OpaqueTurn::read_from_bytes(record).map_err(|_| DecodeError::Length {
+                kind: kind::OPAQUE_TURN,
+                said,
+            })?;
+            opaque_turn(&turn)
+        }
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -98,6 +106,55 @@ fn check(kind: u8, field: &'static str, fine: bool) -> Result<(), DecodeError> {
     }
 }
 
+/// A turn of an opaque call as an exchange: also for those that are taken from the kernel's map, because they went quiet.
+pub fn opaque_turn(turn: &OpaqueTurn) -> Result<Event, DecodeError> {
+    const KIND: u8 = kind::OPAQUE_TURN;
+    check(
+        KIND,
+        "protocol",
+        matches!(turn.protocol, protocol_id::OPAQUE | protocol_id::TLS),
+    )?;
+    check(KIND, "family", is_family(turn.family))?;
+    check(KIND, "cause", turn.cause <= cause::HEADER)?;
+    check(KIND, "cause_trace_id", turn.cause_trace_id != [0; 2])?;
+    check(KIND, "span_id", turn.span_id != 0)?;
+    let mut record = Box::new(ExchangeRecord::new_zeroed());
+    record.header = turn.header;
+    record.request_first_ns = turn.sent_first_ns;
+    record.request_last_ns = turn.sent_last_ns;
+    record.response_first_ns = turn.received_first_ns;
+    record.response_last_ns = turn.received_last_ns.max(turn.sent_last_ns);
+    // The kernel side keeps ids as words of the machine's own order: their bytes are the id's.
+    record.trace_id.copy_from_slice(turn.cause_trace_id.as_bytes());
+    record.span_id = turn.span_id.to_ne_bytes();
+    record.cause_trace_id = record.trace_id;
+    record.cause_span_id = turn.cause_span_id.to_ne_bytes();
+    record.tenant = turn.tenant;
+    record.request_body_bytes = turn.sent_bytes;
+    record.response_body_bytes = turn.received_bytes;
+    record.cookie = turn.cookie;
+    record.cgroup_id = turn.cgroup_id;
+    record.local_addr.copy_from_slice(turn.local_addr.as_bytes());
+    record.remote_addr.copy_from_slice(turn.remote_addr.as_bytes());
+    record.local_port = turn.local_port;
+    record.remote_port = turn.remote_port;
+    record.netns = turn.netns;
+    record.pid = turn.pid;
+    record.tid = turn.tid;
+    record.flags = turn.flags | flag::ADOPTED_CAUSE | flag::REQUEST_SIZE_KNOWN | flag::RESPONSE_SIZE_KNOWN;
+    record.side = side::CLIENT;
+    record.outcome = outcome::COMPLETE;
+    record.protocol = turn.protocol;
+    record.family = turn.family;
+    record.cause = turn.cause;
+    record.class = turn.class;
+    Ok(Event::Exchange(record))
+}
+
+const fn is_family(value: u8) -> bool {
+    matches!(value, family::UNIX | family::INET | family::INET6)
+}
+
 fn exchange(bytes: &[u8]) -> Result<Box<ExchangeRecord>, DecodeError> {
     const KIND: u8 = kind::EXCHANGE;
     let mut record: Box<ExchangeRecord> = zero_filled(KIND, bytes, EXCHANGE_FIXED)?;
@@ -112,11 +169,7 @@ fn exchange(bytes: &[u8]) -> Result<Box<ExchangeRecord>, DecodeError> {
         "protocol",
         (protocol_id::HTTP1..=protocol_id::TLS).contains(&record.protocol),
     )?;
-    check(
-        KIND,
-        "family",
-        matches!(record.family, family::UNIX | family::INET | family::INET6),
-    )?;
+    check(KIND, "family", is_family(record.family))?;
     check(KIND, "context_format", record.context_format <= context_format::DATADOG)?;
     check(KIND, "cause", record.cause <= cause::HEADER)?;
     check(KIND, "trace_id", record.trace_id != [0; 16])?;

@@ -18,6 +18,7 @@ impl Assembler {
         let is_server = record.side == side::SERVER;
         let process = self.processes.meet(record.pid);
         process.serves |= is_server;
+        process.demoted |= has(&record, flag::DEMOTED);
         let process = *process;
         if process.excluded || self.excluded(&record, None) {
             self.drop_excluded(&record, out);

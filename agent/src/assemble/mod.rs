@@ -211,6 +211,12 @@ impl Assembler {
         }
     }
 
+    /// The parent of a process, where whoever classified it found out: a cause inherited over a fork is only believed if
+    /// no forefather is of a runtime in which it means nothing.
+    pub fn set_parent(&mut self, pid: u32, parent_pid: u32) {
+        self.processes.set_parent(pid, parent_pid);
+    }
+
     /// The process has ended: what is known of it is forgotten once its last exchanges have left.
     pub fn process_exit(&mut self, pid: u32, now_ns: u64) {
         self.processes

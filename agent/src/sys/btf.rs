@@ -66,10 +66,7 @@ impl Btf {
     /// # Errors
     /// [`BtfError::Missing`] or [`BtfError::Malformed`].
     pub fn load(path: &Path, structs: &[&'static str], typedefs: &[&'static str]) -> Result<Self, BtfError> {
-        let raw = std::fs::read(path).map_err(|source| BtfError::Missing {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let raw = std::fs::read(path).map_err(|source| BtfError::Missing { path: path.display().to_string(), source })?;
         Self::parse(raw, structs, typedefs)
     }
 
@@ -85,13 +82,8 @@ impl Btf {
         let types_at = header_bytes + u32_at(&raw, 8)? as usize;
         let types_end = types_at + u32_at(&raw, 12)? as usize;
         let strings_at = header_bytes + u32_at(&raw, 16)? as usize;
-        let mut btf = Self {
-            raw,
-            strings_at,
-            aggregates: HashMap::new(),
-            structs: HashMap::new(),
-            typedefs: Vec::new(),
-        };
+        let mut btf =
+            Self { raw, strings_at, aggregates: HashMap::new(), structs: HashMap::new(), typedefs: Vec::new() };
         let mut at = types_at;
         let mut id = 1;
         while at < types_end {
@@ -114,20 +106,16 @@ impl Btf {
         let (count, kind) = ((info & 0xffff) as usize, info >> 24 & 0x1f);
         let body = at + 12;
         let extra = match kind {
-            1 | 14 | 17 => 4, // int, var, decl_tag
-            3 => 12,          // array
+            1 | 14 | 17 => 4,                // int, var, decl_tag
+            3 => 12,                         // array
             KIND_STRUCT | KIND_UNION => count * 12,
-            6 | 13 => count * 8,       // enum, func_proto
-            15 | 19 => count * 12,     // datasec, enum64
-            2 | 7..=12 | 16 | 18 => 0, // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
+            6 | 13 => count * 8,             // enum, func_proto
+            15 | 19 => count * 12,           // datasec, enum64
+            2 | 7..=12 | 16 | 18 => 0,       // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
             _ => return Err(BtfError::Malformed { at }),
         };
         if kind == KIND_STRUCT || kind == KIND_UNION {
-            let aggregate = Aggregate {
-                members_at: body,
-                count,
-                bitfields: info >> 31 != 0,
-            };
+            let aggregate = Aggregate { members_at: body, count, bitfields: info >> 31 != 0 };
             self.aggregates.insert(id, aggregate);
             if kind == KIND_STRUCT {
                 if let Some(name) = structs.iter().find(|name| self.is_named(name_at, name)) {
@@ -146,9 +134,7 @@ impl Btf {
     fn is_named(&self, offset: u32, name: &str) -> bool {
         let from = self.strings_at + offset as usize;
         self.raw.get(from..from + name.len() + 1).is_some_and(|bytes| {
-            bytes
-                .split_last()
-                .is_some_and(|(end, text)| *end == 0 && text == name.as_bytes())
+            bytes.split_last().is_some_and(|(end, text)| *end == 0 && text == name.as_bytes())
         })
     }
 
@@ -178,11 +164,7 @@ impl Btf {
             let name = u32_at(&self.raw, at).ok()?;
             let member = u32_at(&self.raw, at + 4).ok()?;
             let place = u32_at(&self.raw, at + 8).ok()?;
-            let bits = if aggregate.bitfields {
-                place & 0x00ff_ffff
-            } else {
-                place
-            };
+            let bits = if aggregate.bitfields { place & 0x00ff_ffff } else { place };
             if self.is_named(name, field) {
                 return Some(bits / 8);
             }
@@ -231,18 +213,12 @@ mod tests {
         assert!(btf.offset("unix_sock", "peer").unwrap() > 0);
         assert!(btf.has_typedef("btf_trace_inet_sock_set_state"));
         assert!(!btf.has_typedef("btf_trace_no_such_tracepoint"));
-        assert!(matches!(
-            btf.offset("sock", "no_such_field"),
-            Err(BtfError::NoField { .. })
-        ));
+        assert!(matches!(btf.offset("sock", "no_such_field"), Err(BtfError::NoField { .. })));
     }
 
     #[test]
     fn garbage_is_refused() {
-        assert!(matches!(
-            Btf::parse(vec![1, 2, 3], &[], &[]),
-            Err(BtfError::Malformed { .. })
-        ));
+        assert!(matches!(Btf::parse(vec![1, 2, 3], &[], &[]), Err(BtfError::Malformed { .. })));
         let mut raw = vec![0u8; 64];
         raw[..2].copy_from_slice(&0xeb9fu16.to_le_bytes());
         raw[4] = 24;

@@ -111,17 +111,8 @@ const OFFSETS: [(&str, &str, &str); 26] = [
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
-const STRUCTS: [&str; 9] = [
-    "sock",
-    "socket",
-    "file",
-    "net",
-    "ns_common",
-    "tcp_sock",
-    "unix_sock",
-    "task_struct",
-    "linux_binprm",
-];
+const STRUCTS: [&str; 9] =
+    ["sock", "socket", "file", "net", "ns_common", "tcp_sock", "unix_sock", "task_struct", "linux_binprm"];
 
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` reads.
 pub fn monotonic_ns() -> u64 {
@@ -180,18 +171,11 @@ impl Kernel {
         let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
         for name in HOOKS {
             let program = tracepoint(&mut ebpf, name)?;
-            program.load(name, &aya_btf).map_err(|source| KernelError::Program {
-                name,
-                source: Box::new(source),
-            })?;
+            program
+                .load(name, &aya_btf)
+                .map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
         }
-        Ok((
-            Self {
-                ebpf,
-                attached: Vec::new(),
-            },
-            rings,
-        ))
+        Ok((Self { ebpf, attached: Vec::new() }, rings))
     }
 
     /// Attaches the hooks, in an order in which none sees what another should have prepared.
@@ -202,10 +186,7 @@ impl Kernel {
         for name in HOOKS {
             tracepoint(&mut self.ebpf, name)?
                 .attach()
-                .map_err(|source| KernelError::Program {
-                    name,
-                    source: Box::new(source),
-                })?;
+                .map_err(|source| KernelError::Program { name, source: Box::new(source) })?;
             self.attached.push(name);
         }
         Ok(())
@@ -237,9 +218,7 @@ impl Kernel {
         if let Ok(known) = processes.get(&pid, 0) {
             value.flags |= known.0.flags & (abi::process_flag::SERVES | abi::process_flag::DEMOTED);
         }
-        processes
-            .insert(pid, pod::Process(value), 0)
-            .map_err(named("PROCESSES"))
+        processes.insert(pid, pod::Process(value), 0).map_err(named("PROCESSES"))
     }
 
     /// Names a port in selector items.
@@ -249,20 +228,14 @@ impl Kernel {
     pub fn set_port(&mut self, port: u16, value: abi::PortValue) -> Result<(), KernelError> {
         let map = self.map("PORTS")?;
         let mut ports = HashMap::<_, u32, pod::Port>::try_from(map).map_err(named("PORTS"))?;
-        ports
-            .insert(u32::from(port), pod::Port(value), 0)
-            .map_err(named("PORTS"))
+        ports.insert(u32::from(port), pod::Port(value), 0).map_err(named("PORTS"))
     }
 
     /// Totals of the kernel side's counters, over all CPUs, indexed by `KernelCounter`.
     pub fn counters(&self) -> [u64; KERNEL_COUNTERS] {
         let mut totals = [0; KERNEL_COUNTERS];
-        let Some(map) = self.ebpf.map("COUNTERS") else {
-            return totals;
-        };
-        let Ok(counters) = PerCpuArray::<_, u64>::try_from(map) else {
-            return totals;
-        };
+        let Some(map) = self.ebpf.map("COUNTERS") else { return totals };
+        let Ok(counters) = PerCpuArray::<_, u64>::try_from(map) else { return totals };
         for (index, total) in totals.iter_mut().enumerate() {
             if let Ok(values) = counters.get(&(index as u32), 0) {
                 *total = values.iter().sum();
@@ -273,23 +246,15 @@ impl Kernel {
 
     /// Takes the opaque turns that have had no byte since `quiet_since_ns`.
     pub fn take_quiet_turns(&mut self, quiet_since_ns: u64) -> Vec<abi::OpaqueTurn> {
-        let Some(map) = self.ebpf.map_mut("OPAQUE_TURNS") else {
-            return Vec::new();
-        };
-        let Ok(mut turns) = HashMap::<_, u64, pod::OpaqueTurn>::try_from(map) else {
-            return Vec::new();
-        };
+        let Some(map) = self.ebpf.map_mut("OPAQUE_TURNS") else { return Vec::new() };
+        let Ok(mut turns) = HashMap::<_, u64, pod::OpaqueTurn>::try_from(map) else { return Vec::new() };
         let quiet: Vec<(u64, abi::OpaqueTurn)> = turns
             .iter()
             .filter_map(Result::ok)
             .filter(|(_, turn)| turn.0.received_last_ns != 0 && turn.0.received_last_ns < quiet_since_ns)
             .map(|(cookie, turn)| (cookie, turn.0))
             .collect();
-        quiet
-            .into_iter()
-            .filter(|(cookie, _)| turns.remove(cookie).is_ok())
-            .map(|(_, turn)| turn)
-            .collect()
+        quiet.into_iter().filter(|(cookie, _)| turns.remove(cookie).is_ok()).map(|(_, turn)| turn).collect()
     }
 
     fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
@@ -301,10 +266,7 @@ impl Kernel {
 const UNIX_LATE_NS: u64 = 2_000_000_000;
 
 fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
-    move |source| KernelError::Map {
-        name,
-        source: Box::new(source),
-    }
+    move |source| KernelError::Map { name, source: Box::new(source) }
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, KernelError> {

@@ -230,6 +230,10 @@ fn a_demotion_reaches_what_is_held() {
     assert_eq!(replay.parent(2), unknown(UnknownReason::Contradiction));
     let replay = Replay::of([demoted(50), call.event()]);
     assert_eq!(replay.parent(2), unknown(UnknownReason::Contradiction));
+    // The kernel side also says so on the exchange in which it happened.
+    let elsewhere = client(3).pid(50).flags(flag::DEMOTED);
+    let replay = Replay::of([call.event(), elsewhere.event()]);
+    assert_eq!(replay.parent(2), unknown(UnknownReason::Contradiction));
     let replay = Replay::of([demoted(51), call.event()]);
     assert_eq!(replay.parent(2), by(ParentSource::Thread, 1));
 }
@@ -262,6 +266,17 @@ fn a_child_inherits_unless_its_forefather_is_a_runtime_without_threads_of_its_ow
         };
         assert_eq!(replay.parent(2), expected, "{class:?}");
     }
+}
+
+#[test]
+fn a_forefather_may_be_named_by_whoever_classifies() {
+    let mut replay = Replay::default();
+    replay.assembler.set_class(50, EventLoop, false);
+    replay.feed([caused(Unclassified, cause::PROCESS, 0).pid(52).event()]);
+    replay.assembler.set_parent(52, 50);
+    replay.assembler.set_class(52, Other, false);
+    replay.settle();
+    assert_eq!(replay.parent(2), unknown(UnknownReason::Runtime));
 }
 
 #[test]
