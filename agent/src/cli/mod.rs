@@ -4,10 +4,12 @@
 //! Exit status: 0 done, 1 could not do it, 2 bad usage or configuration. Data goes to stdout, everything else to
 //! stderr.
 
-mod client;
+pub mod client;
+#[cfg(test)]
+mod query_tests;
 pub mod services;
 pub mod status;
-mod text;
+pub mod text;
 pub mod trace;
 pub mod traces;
 mod tree;
