@@ -143,7 +143,8 @@ fn open(directory: &Path) -> Result<Kernel> {
     };
     let modules = only(&directory.join("lib/modules"), "").with_context(broken)?;
     let release = modules.file_name().with_context(broken)?.to_string_lossy().into_owned();
-    let image = only(&directory.join("boot"), "vmlinuz");
+    // Newer packages keep the image beside the modules.
+    let image = only(&directory.join("boot"), "vmlinuz").or_else(|| only(&modules, "vmlinuz"));
     if !modules.join("modules.dep").is_file() || !modules.join("modules.builtin").is_file() {
         bail!(broken());
     }

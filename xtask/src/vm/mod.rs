@@ -6,8 +6,7 @@ mod machine;
 
 use std::env;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{anyhow, Context, Result};
 
@@ -18,7 +17,7 @@ use crate::{packages, process, toolchain};
 pub(crate) const SUPPORTED: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
 /// What the guest's command finds in its environment, where it is set here.
-const KEEP: [&str; 9] = [
+const KEEP: [&str; 8] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "HOME",
@@ -26,7 +25,6 @@ const KEEP: [&str; 9] = [
     "RUST_BACKTRACE",
     "SPANWIRE_BIN",
     "SPANWIRE_E2E_VENV",
-    "SPANWIRE_TEST_FILTER",
     "TERM",
 ];
 
@@ -53,14 +51,6 @@ pub(crate) fn vm(wanted: &str, command: &[String]) -> Result<ExitCode> {
     let initramfs = initramfs::build(&kernel, &script)?;
     let status = machine::run(&kernel.image, &initramfs, console)?;
     Ok(ExitCode::from(status))
-}
-
-/// The same as a command of its own, for `x test --all`.
-pub(crate) fn command(wanted: &str, directory: &Path, command: &[String]) -> Result<Command> {
-    let program = env::current_exe().context("cannot find out where xtask itself is")?;
-    let mut xtask = Command::new(program);
-    xtask.current_dir(directory).args(["vm", wanted, "--"]).args(command);
-    Ok(xtask)
 }
 
 /// Starts over through sudo, with the cache of the user who asked.
@@ -112,6 +102,8 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "test")]
+    use std::process::Command;
+
     use super::*;
 
     #[test]
