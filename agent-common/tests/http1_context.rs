@@ -12,29 +12,12 @@ const PARENT: &str = "b7ad6b7169203331";
 
 /// Format, trace id, parent id and flags that come of these header lines.
 fn context(lines: &[&str]) -> (u8, String, String, u8) {
-    let head = format!(
-        "GET / HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n",
-        lines.join("\r\n")
-    );
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n\r\n", lines.join("\r\n"));
     let events = requests(head.as_bytes());
-    assert_eq!(
-        events,
-        requests_by(head.as_bytes(), 7),
-        "{lines:?} in pieces"
-    );
+    assert_eq!(events, requests_by(head.as_bytes(), 7), "{lines:?} in pieces");
     let r = first_request(&events);
-    let hex = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
-    };
-    (
-        r.context_format,
-        hex(&r.trace_id),
-        hex(&r.parent_id),
-        r.context_flags,
-    )
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    (r.context_format, hex(&r.trace_id), hex(&r.parent_id), r.context_flags)
 }
 
 fn none(flags: u8) -> (u8, String, String, u8) {
@@ -68,10 +51,7 @@ fn a_valid_traceparent_is_adopted() {
     );
     assert_eq!(context(&[&spaced]), adopted(format::W3C, NO));
     let random = format!("traceparent: 00-{TRACE}-{PARENT}-03");
-    assert_eq!(
-        context(&[&random]),
-        adopted(format::W3C, YES | flag::RANDOM)
-    );
+    assert_eq!(context(&[&random]), adopted(format::W3C, YES | flag::RANDOM));
     let unknown_flags = format!("traceparent: 00-{TRACE}-{PARENT}-fd");
     assert_eq!(context(&[&unknown_flags]), adopted(format::W3C, YES));
 }
@@ -125,10 +105,7 @@ fn an_invalid_traceparent_is_refused() {
 fn two_traceparents_are_none() {
     let line = format!("traceparent: 00-{TRACE}-{PARENT}-01");
     assert_eq!(context(&[&line, &line]), none(flag::INVALID));
-    assert_eq!(
-        context(&["traceparent: nonsense", &line]),
-        none(flag::INVALID)
-    );
+    assert_eq!(context(&["traceparent: nonsense", &line]), none(flag::INVALID));
     assert_eq!(
         context(&[&line, &format!("b3: {TRACE}-{PARENT}-1"), "Traceparent:"]),
         none(flag::INVALID)
@@ -170,10 +147,7 @@ fn tracestate_lines_come_in_order_and_trimmed() {
             bytes: vec![b't'; kept],
         };
         assert!(requests(long.as_bytes()).contains(&text), "{len}");
-        assert!(
-            requests_by(long.as_bytes(), 100).contains(&text),
-            "{len} in pieces"
-        );
+        assert!(requests_by(long.as_bytes(), 100).contains(&text), "{len} in pieces");
     }
 }
 
@@ -225,22 +199,14 @@ fn b3_in_several_headers() {
     let span = format!("X-B3-SpanId: {PARENT}");
     assert_eq!(context(&[&trace, &span]), adopted(format::B3, 0));
     assert_eq!(
-        context(&[
-            "x-b3-sampled: 1",
-            &span,
-            "x-b3-parentspanid: 05e3ac9a4f6e3b90",
-            &trace
-        ]),
+        context(&["x-b3-sampled: 1", &span, "x-b3-parentspanid: 05e3ac9a4f6e3b90", &trace]),
         adopted(format::B3, YES)
     );
     assert_eq!(
         context(&[&trace, &span, "x-b3-sampled: false"]),
         adopted(format::B3, NO)
     );
-    assert_eq!(
-        context(&[&trace, &span, "x-b3-flags: 1"]),
-        adopted(format::B3, YES)
-    );
+    assert_eq!(context(&[&trace, &span, "x-b3-flags: 1"]), adopted(format::B3, YES));
     assert_eq!(context(&[&trace, "x-b3-sampled: 1"]), none(0));
     assert_eq!(context(&[&span]), none(0));
     assert_eq!(
@@ -275,23 +241,32 @@ fn jaeger() {
     ] {
         assert_eq!(context(&[&line]), expected, "{line}");
     }
-    assert_eq!(
-        context(&["uber-trace-id: 1:a:0:1"]).1,
-        format!("{:032x}", 1)
-    );
+    assert_eq!(context(&["uber-trace-id: 1:a:0:1"]).1, format!("{:032x}", 1));
 }
 
 #[test]
 fn xray() {
     let root = format!("Root=1-{}-{}", &TRACE[..8], &TRACE[8..]);
     for (line, expected) in [
-        (format!("X-Amzn-Trace-Id: {root};Parent={PARENT};Sampled=1"), adopted(format::XRAY, YES)),
-        (format!("x-amzn-trace-id: Self=1-67891234-12456789abcdef012345678;{root}; Parent={PARENT}; Sampled=0"), adopted(format::XRAY, NO)),
-        (format!("x-amzn-trace-id: Sampled=?;Parent={PARENT};{root}"), adopted(format::XRAY, 0)),
+        (
+            format!("X-Amzn-Trace-Id: {root};Parent={PARENT};Sampled=1"),
+            adopted(format::XRAY, YES),
+        ),
+        (
+            format!("x-amzn-trace-id: Self=1-67891234-12456789abcdef012345678;{root}; Parent={PARENT}; Sampled=0"),
+            adopted(format::XRAY, NO),
+        ),
+        (
+            format!("x-amzn-trace-id: Sampled=?;Parent={PARENT};{root}"),
+            adopted(format::XRAY, 0),
+        ),
         (format!("x-amzn-trace-id: {root}"), none(0)),
         (format!("x-amzn-trace-id: {root}0;Parent={PARENT}"), none(0)),
         (format!("x-amzn-trace-id: {root};Parent={PARENT}0"), none(0)),
-        (format!("x-amzn-trace-id: {};Parent={PARENT}", root.replace("=1-", "=2-")), none(0)),
+        (
+            format!("x-amzn-trace-id: {};Parent={PARENT}", root.replace("=1-", "=2-")),
+            none(0),
+        ),
         (format!("x-amzn-trace-id: ;;;;;;;;;;{root};Parent={PARENT}"), none(0)),
     ] {
         assert_eq!(context(&[&line]), expected, "{line}");
@@ -348,7 +323,9 @@ fn precedence_does_not_depend_on_the_order() {
 
 #[test]
 fn nothing_is_left_over_from_the_request_before() {
-    let head = format!("GET /long/path HTTP/1.1\r\nHost: h\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n\r\nGET /x HTTP/1.1\r\n\r\n");
+    let head = format!(
+        "GET /long/path HTTP/1.1\r\nHost: h\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n\r\nGET /x HTTP/1.1\r\n\r\n"
+    );
     let events = requests(head.as_bytes());
     let fresh = requests(b"GET /x HTTP/1.1\r\n\r\n");
     assert_eq!(last_request(&events), first_request(&fresh));

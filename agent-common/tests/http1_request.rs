@@ -19,13 +19,13 @@ fn rfc_9112_examples() {
     let get = b"GET /hello.txt HTTP/1.1\r\nUser-Agent: curl/7.64.1\r\nHost: www.example.com\r\nAccept-Language: en, mi\r\n\r\n";
     assert_eq!(shape(&requests(get)), "begin GET /hello.txt end:0");
     assert_eq!(
-        shape(&requests(
-            b"GET /where?q=now HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
-        )),
+        shape(&requests(b"GET /where?q=now HTTP/1.1\r\nHost: www.example.org\r\n\r\n")),
         "begin GET /where end:0"
     );
     assert_eq!(
-        shape(&requests(b"GET http://www.example.org/pub/WWW/TheProject.html HTTP/1.1\r\nHost: www.example.org\r\n\r\n")),
+        shape(&requests(
+            b"GET http://www.example.org/pub/WWW/TheProject.html HTTP/1.1\r\nHost: www.example.org\r\n\r\n"
+        )),
         "begin GET /pub/WWW/TheProject.html end:0"
     );
     assert_eq!(
@@ -35,9 +35,7 @@ fn rfc_9112_examples() {
         "begin CONNECT  end:0"
     );
     assert_eq!(
-        shape(&requests(
-            b"OPTIONS * HTTP/1.1\r\nHost: www.example.org:8001\r\n\r\n"
-        )),
+        shape(&requests(b"OPTIONS * HTTP/1.1\r\nHost: www.example.org:8001\r\n\r\n")),
         "begin OPTIONS * end:0"
     );
 }
@@ -56,11 +54,7 @@ fn targets() {
         ("/%C3%A9", "/%C3%A9"),
     ] {
         let events = requests(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
-        assert_eq!(
-            shape(&events),
-            format!("begin GET {path} end:0"),
-            "{target}"
-        );
+        assert_eq!(shape(&events), format!("begin GET {path} end:0"), "{target}");
     }
     for target in ["", "/a b", " /", "/a ", "/a\tb"] {
         let events = requests(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
@@ -73,18 +67,12 @@ fn paths_are_cut_at_256_bytes() {
     let path = format!("/{}", "p".repeat(255));
     let whole = requests(format!("GET {path}?q HTTP/1.1\r\n\r\n").as_bytes());
     assert_eq!(
-        (
-            path_of(first_request(&whole)),
-            first_request(&whole).path_cut
-        ),
+        (path_of(first_request(&whole)), first_request(&whole).path_cut),
         (path.clone(), 0)
     );
     let longer = requests(format!("GET {path}q HTTP/1.1\r\n\r\n").as_bytes());
     assert_eq!(
-        (
-            path_of(first_request(&longer)),
-            first_request(&longer).path_cut
-        ),
+        (path_of(first_request(&longer)), first_request(&longer).path_cut),
         (path, 1)
     );
 }
@@ -147,11 +135,7 @@ fn content_length_is_read_exactly() {
         "99999999999999999999999",
     ] {
         let head = format!("POST / HTTP/1.1\r\nContent-Length: {value}\r\n\r\n");
-        assert_eq!(
-            shape(&requests(head.as_bytes())),
-            "begin opaque:framing",
-            "{value:?}"
-        );
+        assert_eq!(shape(&requests(head.as_bytes())), "begin opaque:framing", "{value:?}");
     }
     let same = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx";
     assert_eq!(shape(&requests(same)), "begin POST / end:1");
@@ -161,10 +145,7 @@ fn content_length_is_read_exactly() {
 fn huge_bodies_are_passed_over_without_being_seen() {
     let mut stream = request_stream();
     let mut events = Vec::new();
-    stream.feed(
-        b"POST / HTTP/1.1\r\nContent-Length: 9000000000\r\n\r\n",
-        &mut events,
-    );
+    stream.feed(b"POST / HTTP/1.1\r\nContent-Length: 9000000000\r\n\r\n", &mut events);
     assert_eq!(stream.framing.left, 9_000_000_000);
     let steps = stream.steps;
     stream.feed(&vec![b'x'; 1 << 20], &mut events);
@@ -174,17 +155,11 @@ fn huge_bodies_are_passed_over_without_being_seen() {
 
 #[test]
 fn one_empty_line_or_proxy_line_in_front() {
-    assert_eq!(
-        shape(&requests(b"\r\nGET / HTTP/1.1\r\n\r\n")),
-        "begin GET / end:0"
-    );
+    assert_eq!(shape(&requests(b"\r\nGET / HTTP/1.1\r\n\r\n")), "begin GET / end:0");
     assert!(is_opaque(&requests(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n")));
     let proxied = b"PROXY TCP4 192.0.2.1 192.0.2.2 5 80\r\nGET / HTTP/1.1\r\n\r\n";
     assert_eq!(shape(&requests(proxied)), "begin begin GET / end:0");
-    assert_eq!(
-        shape(&requests(b"\r\n\r\n\0\r\nQUIT\n\x21")),
-        "opaque:protocol"
-    );
+    assert_eq!(shape(&requests(b"\r\n\r\n\0\r\nQUIT\n\x21")), "opaque:protocol");
 }
 
 #[test]
@@ -199,28 +174,16 @@ fn other_protocols_are_told_apart() {
         (b"\x16\x04rest", "opaque:protocol"),
         (b"GET / HTTP/2.0\r\n\r\n", "begin opaque:protocol"),
         (b"GET / HTTP/1.2\r\n\r\n", "begin opaque:protocol"),
-        (
-            b"OPTIONS rtsp://h/ RTSP/1.0\r\n\r\n",
-            "begin opaque:protocol",
-        ),
+        (b"OPTIONS rtsp://h/ RTSP/1.0\r\n\r\n", "begin opaque:protocol"),
         (b"GET /\n", "begin opaque:framing"),
         (
             b"GET / HTTP/1.1\r\n\r\nnonsense\r\n",
             "begin GET / end:0 begin opaque:framing",
         ),
     ] {
-        assert_eq!(
-            shape(&requests(bytes)),
-            reason,
-            "{:?}",
-            String::from_utf8_lossy(bytes)
-        );
+        assert_eq!(shape(&requests(bytes)), reason, "{:?}", String::from_utf8_lossy(bytes));
     }
-    assert_eq!(
-        shape(&requests(b"\x16")),
-        "",
-        "one byte is not enough to tell"
-    );
+    assert_eq!(shape(&requests(b"\x16")), "", "one byte is not enough to tell");
 }
 
 #[test]
@@ -245,10 +208,7 @@ fn heads_up_to_16_kib() {
         assert_eq!(is_opaque(&events), !ok, "{filler}");
         if ok {
             assert_eq!(
-                (
-                    first_request(&events).path_len,
-                    first_request(&events).path_cut
-                ),
+                (first_request(&events).path_len, first_request(&events).path_cut),
                 (256, 1)
             );
         }
@@ -304,12 +264,8 @@ fn otlp_paths() {
 
 #[test]
 fn hosts_are_hashed_in_lower_case() {
-    let hash = |host: &str| {
-        first_request(&requests(
-            format!("GET / HTTP/1.1\r\nhOST:{host}\r\n\r\n").as_bytes(),
-        ))
-        .host_hash
-    };
+    let hash =
+        |host: &str| first_request(&requests(format!("GET / HTTP/1.1\r\nhOST:{host}\r\n\r\n").as_bytes())).host_hash;
     assert_eq!(hash(" Shop.Example:8080"), hash("shop.example:8080\t "));
     assert_ne!(hash("shop.example:8080"), hash("shop.example:8081"));
     assert_ne!(hash("shop.example"), hash("shop.exampl"));
@@ -332,9 +288,9 @@ fn listed_headers_and_the_tenant() {
     let request = first_request(&events);
     assert_ne!(request.tenant, 0);
     assert_eq!(request.user_agent_excluded, 1);
-    assert!(events.iter().any(
-        |event| matches!(event, Event::Text { what: 3, hash, .. } if *hash == request.tenant)
-    ));
+    assert!(events
+        .iter()
+        .any(|event| matches!(event, Event::Text { what: 3, hash, .. } if *hash == request.tenant)));
 }
 
 #[test]

@@ -12,7 +12,8 @@ const CONNECT: u8 = Method::Connect as u8;
 
 #[test]
 fn rfc_9112_examples() {
-    let hello = b"HTTP/1.1 200 OK\r\nDate: Mon, 27 Jul 2009 12:28:53 GMT\r\nServer: Apache\r\nETag: \"34aa387-d-1568eb00\"\r\n\
+    let hello =
+        b"HTTP/1.1 200 OK\r\nDate: Mon, 27 Jul 2009 12:28:53 GMT\r\nServer: Apache\r\nETag: \"34aa387-d-1568eb00\"\r\n\
         Accept-Ranges: bytes\r\nContent-Length: 51\r\nVary: Accept-Encoding\r\nContent-Type: text/plain\r\n\r\n\
         Hello World! My content includes a trailing CRLF.\r\n";
     assert_eq!(shape(&responses(&[GET], hello)), "begin 200 end:51");
@@ -95,14 +96,8 @@ fn status_lines() {
             "{line}"
         );
     }
-    let long = format!(
-        "HTTP/1.1 500 {}\r\nContent-Length: 0\r\n\r\n",
-        "x".repeat(4000)
-    );
-    assert_eq!(
-        shape(&responses(&[GET], long.as_bytes())),
-        "begin 500 end:0"
-    );
+    let long = format!("HTTP/1.1 500 {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(4000));
+    assert_eq!(shape(&responses(&[GET], long.as_bytes())), "begin 500 end:0");
 }
 
 #[test]
@@ -116,8 +111,7 @@ fn chunk_sizes() {
         ("5 ;a", 5),
         ("5\t", 5),
     ] {
-        let mut body =
-            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n").into_bytes();
+        let mut body = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\n").into_bytes();
         body.extend(vec![b'\r'; bytes]);
         body.extend(b"\r\n0\r\n\r\n");
         assert_eq!(
@@ -139,9 +133,7 @@ fn chunk_sizes() {
         "11111111111111111111",
         ";x",
     ] {
-        let body = format!(
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\nhello\r\n0\r\n\r\n"
-        );
+        let body = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{size}\r\nhello\r\n0\r\n\r\n");
         assert_eq!(
             shape(&responses(&[GET], body.as_bytes())),
             "begin 200 opaque:framing",
@@ -159,11 +151,7 @@ fn a_long_chunk_extension_is_passed_over() {
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;{}\r\nhello\r\n0;{0}\r\n\r\n",
             "x".repeat(len)
         );
-        assert_eq!(
-            shape(&responses(&[GET], body.as_bytes())),
-            "begin 200 end:5",
-            "{len}"
-        );
+        assert_eq!(shape(&responses(&[GET], body.as_bytes())), "begin 200 end:5", "{len}");
     }
     let endless = format!(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;{}",

@@ -119,7 +119,10 @@ fn vector(call: &mut Call, headers: u64, count_of: u64) -> Buffer {
         position.vector = headers;
         position.next = index + 1;
     } else if count_of > 1 {
-        let first = VectorPosition { vector: headers, next: 1 };
+        let first = VectorPosition {
+            vector: headers,
+            next: 1,
+        };
         let _ = VECTORS.insert(&thread, &first, 0);
     }
     message(call, headers.wrapping_add(index * 64))

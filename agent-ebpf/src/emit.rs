@@ -11,6 +11,7 @@ use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Method;
 
 use crate::count::{cost, count};
+use crate::ids;
 use crate::maps::{RINGS, SEQUENCES};
 use crate::state::{Call, Exchange, ROLE_SERVER};
 
@@ -28,7 +29,13 @@ fn next(record_kind: u8, len: u32) -> Option<(*mut c_void, RecordHeader)> {
         seq
     };
     let ring = RINGS.get(cpu)?;
-    let header = RecordHeader { seq, cpu: cpu as u16, kind: record_kind, version: abi::ABI_VERSION, len };
+    let header = RecordHeader {
+        seq,
+        cpu: cpu as u16,
+        kind: record_kind,
+        version: abi::ABI_VERSION,
+        len,
+    };
     cost(KernelCounter::Records);
     Some((core::ptr::from_ref(ring).cast_mut().cast(), header))
 }
@@ -42,7 +49,14 @@ pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn
     *header_of(record) = header;
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: `record` is a whole T.
-    let sent = unsafe { bpf_ringbuf_output(ring, core::ptr::from_mut(record).cast(), size_of::<T>() as u64, flags.into()) };
+    let sent = unsafe {
+        bpf_ringbuf_output(
+            ring,
+            core::ptr::from_mut(record).cast(),
+            size_of::<T>() as u64,
+            flags.into(),
+        )
+    };
     if sent != 0 {
         count(KernelCounter::RingFullOther);
     }
@@ -56,7 +70,11 @@ const SHORT_RECORD: usize = core::mem::offset_of!(ExchangeRecord, path) + SHORT_
 #[inline(always)]
 pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end_ns: u64) {
     let short = exchange.request.path_len as usize <= SHORT_PATH;
-    let len = if short { SHORT_RECORD } else { size_of::<ExchangeRecord>() };
+    let len = if short {
+        SHORT_RECORD
+    } else {
+        size_of::<ExchangeRecord>()
+    };
     let Some((ring, header)) = next(kind::EXCHANGE, len as u32) else {
         return count(KernelCounter::RingFullExchange);
     };
@@ -166,13 +184,19 @@ unsafe fn fixed(
         r.request_last_ns = exchange.request_last_ns;
         r.response_first_ns = exchange.response_first_ns;
         r.response_last_ns = end_ns;
-        *(&raw mut r.trace_id).cast::<[u64; 2]>() = request.context.trace;
+        *(&raw mut r.trace_id).cast::<[u64; 2]>() = ids::trace_id(request);
         *(&raw mut r.span_id).cast::<u64>() = exchange.span_id;
-        *(&raw mut r.header_parent_id).cast::<u64>() = request.context.parent;
-        let (cause_span, wire_span) =
-            if server { (0, exchange.related_span_id) } else { (exchange.related_span_id, 0) };
-        let (cause_trace, wire_trace) =
-            if server { ([0; 2], exchange.related_trace_id) } else { (exchange.related_trace_id, [0; 2]) };
+        *(&raw mut r.header_parent_id).cast::<u64>() = ids::parent_id(request);
+        let (cause_span, wire_span) = if server {
+            (0, exchange.related_span_id)
+        } else {
+            (exchange.related_span_id, 0)
+        };
+        let (cause_trace, wire_trace) = if server {
+            ([0; 2], exchange.related_trace_id)
+        } else {
+            (exchange.related_trace_id, [0; 2])
+        };
         *(&raw mut r.cause_span_id).cast::<u64>() = cause_span;
         *(&raw mut r.cause_trace_id).cast::<[u64; 2]>() = cause_trace;
         *(&raw mut r.wire_span_id).cast::<u64>() = wire_span;
@@ -199,7 +223,7 @@ unsafe fn fixed(
         r.outcome = outcome;
         r.protocol = protocol;
         r.family = call.family;
-        r.context_format = request.context.format;
+        r.context_format = request.context_format;
         r.cause = exchange.cause;
         r.method_len = method_len;
         r.class = exchange.class;

@@ -6,7 +6,7 @@
 //! add up instead of multiplying.
 
 use spanwire_common::drop::KernelCounter;
-use spanwire_common::protocol::http1::{self, phase, step as code, Cursor, Framing};
+use spanwire_common::protocol::http1::{self, phase, request, step as code, Cursor, Framing};
 use spanwire_common::protocol::window::CARRY_BYTES;
 
 use crate::call::{copy_kernel, fill, skip};
@@ -61,19 +61,73 @@ pub extern "C" fn scan(state: *mut SockState, scratch: *mut Scratch) -> u32 {
     http1::scan(f, &mut scratch.cursor, &scratch.window)
 }
 
+/// Wraps one of the request parser's functions.
+macro_rules! request_function {
+    ($(#[$meta:meta])* $name:ident, |$f:ident, $request:ident, $cursor:ident, $window:ident, $settings:ident| $call:expr) => {
+        $(#[$meta])*
+        #[no_mangle]
+        #[inline(never)]
+        pub extern "C" fn $name(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+            if state.is_null() || scratch.is_null() {
+                return code::OPAQUE_FRAMING;
+            }
+            let Some(settings) = SETTINGS.get_ptr(0) else { return code::OPAQUE_FRAMING };
+            // SAFETY: whole objects (rule for pointer arguments of global functions); an array element.
+            let (state, scratch, $settings) = unsafe { (&mut *state, &mut *scratch, &*settings) };
+            let [receive, send] = &mut state.framing;
+            let $f = if scratch.call.direction == TX { send } else { receive };
+            let ($request, $cursor, $window) = (&mut state.exchange.request, &mut scratch.cursor, &scratch.window);
+            let _ = $settings;
+            $call
+        }
+    };
+}
+
+request_function! {
+    /// The start line of a request.
+    start_line, |f, request, cursor, window, _settings| request::start_line(f, request, cursor, window)
+}
+request_function! {
+    /// Its target.
+    target, |f, request, cursor, window, _settings| request::target(f, request, cursor, window)
+}
+request_function! {
+    /// A header line of a request, or the end of its head.
+    header_line, |f, request, cursor, window, settings| request::header_line(f, request, cursor, window, settings)
+}
+request_function! {
+    /// The value of a header that frames the body.
+    framing_value, |f, _request, cursor, window, _settings| request::framing_value(f, cursor, window)
+}
+request_function! {
+    /// The value of one of the request's own headers.
+    own_value, |f, request, cursor, window, settings| request::value(f, request, cursor, window, settings)
+}
+request_function! {
+    /// The value of another vendor's trace context.
+    foreign_value, |f, request, cursor, window, _settings| request::foreign_value(f, request, cursor, window)
+}
+request_function! {
+    /// The value of another vendor's trace context that holds all of it.
+    delimited_value, |f, request, cursor, window, _settings| request::delimited_value(f, request, cursor, window)
+}
+
 /// The contents of a line of a request's head.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn request_line(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return code::OPAQUE_FRAMING;
+#[inline(always)]
+fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: bool) -> u32 {
+    if in_start_line {
+        return match start_line(state, scratch) {
+            code::TARGET => target(state, scratch),
+            other => other,
+        };
     }
-    let Some(settings) = SETTINGS.get_ptr(0) else { return code::OPAQUE_FRAMING };
-    // SAFETY: as above; an array element.
-    let (state, scratch, settings) = unsafe { (&mut *state, &mut *scratch, &*settings) };
-    let [receive, send] = &mut state.framing;
-    let f = if scratch.call.direction == TX { send } else { receive };
-    http1::request_line_or_header(f, &mut state.exchange.request, &mut scratch.cursor, &scratch.window, settings)
+    match header_line(state, scratch) {
+        code::FRAMING_VALUE => framing_value(state, scratch),
+        code::VALUE => own_value(state, scratch),
+        code::FOREIGN_VALUE => foreign_value(state, scratch),
+        code::DELIMITED_VALUE => delimited_value(state, scratch),
+        other => other,
+    }
 }
 
 /// The contents of a line of a response's head.
@@ -108,7 +162,10 @@ fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     if state.queued == 0 {
         return &raw mut state.exchange;
     }
-    let key = PipelineKey { cookie: state.cookie, ordinal: u64::from(state.oldest_ordinal) };
+    let key = PipelineKey {
+        cookie: state.cookie,
+        ordinal: u64::from(state.oldest_ordinal),
+    };
     cost(KernelCounter::MapOperations);
     PIPELINE.get_ptr_mut(&key).unwrap_or(core::ptr::null_mut())
 }
@@ -122,7 +179,10 @@ fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
     }
     let over = response(exchange, scratch, point) != 0;
     if over && state.queued != 0 {
-        let key = PipelineKey { cookie: state.cookie, ordinal: u64::from(state.oldest_ordinal) };
+        let key = PipelineKey {
+            cookie: state.cookie,
+            ordinal: u64::from(state.oldest_ordinal),
+        };
         let _ = PIPELINE.remove(&key);
         state.queued -= 1;
         state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
@@ -149,7 +209,12 @@ pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
     }
     let mut next = http1::advance(framing(known, direction), &mut working.cursor, found);
     if next == code::LINE {
-        next = if requests { request_line(state, scratch) } else { answer_line(known, scratch) };
+        next = if requests {
+            let in_start_line = framing(known, direction).phase == phase::START;
+            request_line(state, scratch, in_start_line)
+        } else {
+            answer_line(known, scratch)
+        };
     } else if next == code::CHUNK_LINE {
         next = chunk_line(state, scratch);
     }
@@ -321,10 +386,18 @@ fn save(state: &mut SockState, working: &mut Scratch) {
     if carry == 0 {
         return;
     }
-    let key = CarryKey { cookie: working.call.cookie, direction: u64::from(direction) };
+    let key = CarryKey {
+        cookie: working.call.cookie,
+        direction: u64::from(direction),
+    };
     let start = bound_position(working.cursor.line_start);
     // SAFETY: a whole Carry lies behind any position of the window: `spill` follows it.
-    let kept = unsafe { &*(&raw const working.window).cast::<u8>().add(start as usize).cast::<Carry>() };
+    let kept = unsafe {
+        &*(&raw const working.window)
+            .cast::<u8>()
+            .add(start as usize)
+            .cast::<Carry>()
+    };
     cost(KernelCounter::MapOperations);
     if CARRY.insert(&key, kept, 0).is_err() {
         count(KernelCounter::StateFull);
@@ -340,7 +413,10 @@ fn restore(state: &mut SockState, working: &mut Scratch) -> bool {
     if carry == 0 {
         return true;
     }
-    let key = CarryKey { cookie: working.call.cookie, direction: u64::from(direction) };
+    let key = CarryKey {
+        cookie: working.call.cookie,
+        direction: u64::from(direction),
+    };
     cost(KernelCounter::MapOperations);
     let Some(kept) = CARRY.get_ptr(&key) else { return false };
     // SAFETY: a live map value; the window is larger than a Carry.
@@ -381,7 +457,10 @@ pub fn run(state: *mut SockState, scratch: *mut Scratch) {
         out_of_step(known, scratch, code::OPAQUE_FRAMING);
         return;
     }
-    working.cursor = Cursor { beyond: working.call.unread, ..Cursor::default() };
+    working.cursor = Cursor {
+        beyond: working.call.unread,
+        ..Cursor::default()
+    };
     working.call.window_offset = 0;
     if needs_bytes(framing(known, working.call.direction)) {
         if load(known, scratch) == 0 {
@@ -474,11 +553,19 @@ pub extern "C" fn finish_each(state: *mut SockState, scratch: *mut Scratch, poin
 #[inline(always)]
 fn framing_of_requests(state: &SockState) -> u64 {
     let [receive, send] = &state.framing;
-    if state.role == ROLE_CLIENT { send.body_bytes } else { receive.body_bytes }
+    if state.role == ROLE_CLIENT {
+        send.body_bytes
+    } else {
+        receive.body_bytes
+    }
 }
 
 #[inline(always)]
 fn framing_of_responses(state: &SockState) -> u64 {
     let [receive, send] = &state.framing;
-    if state.role == ROLE_CLIENT { receive.body_bytes } else { send.body_bytes }
+    if state.role == ROLE_CLIENT {
+        receive.body_bytes
+    } else {
+        send.body_bytes
+    }
 }

@@ -1,6 +1,6 @@
 //! What happens at the points of an exchange: its first byte, the end of its head, the end of a message.
 
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_get_current_comm, bpf_get_current_uid_gid};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_prandom_u32};
 use spanwire_common::abi::{
     context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
     ProcessRecord, ProcessValue, RecordHeader, Settings, TEXT_BYTES,
@@ -15,7 +15,7 @@ use crate::state::{
     Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, ROLE_CLIENT,
     ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE, TX,
 };
-use crate::{emit, unit, wire};
+use crate::{emit, ids, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -41,7 +41,10 @@ pub fn admit(call: &mut Call, settings: &Settings) -> bool {
         // SAFETY: a live map value, copied.
         Some(process) => unsafe { *process },
         // Not classified yet: observed provisionally.
-        None => ProcessValue { include: u32::MAX, ..ProcessValue::default() },
+        None => ProcessValue {
+            include: u32::MAX,
+            ..ProcessValue::default()
+        },
     };
     call.class = process.class;
     call.process_flags = process.flags;
@@ -127,7 +130,11 @@ pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -
         exchange.flags |= flag::LATE_JOIN;
     }
     if call.has_key != 0 {
-        let offset = scratch.cursor.pos.wrapping_sub(call.carry).wrapping_add(call.window_offset);
+        let offset = scratch
+            .cursor
+            .pos
+            .wrapping_sub(call.carry)
+            .wrapping_add(call.window_offset);
         exchange.wire_key = wire::key(call, offset);
         exchange.flags |= flag::WIRE_KEY;
     }
@@ -143,12 +150,12 @@ fn clear(exchange: &mut Exchange, inherited: bool) {
     exchange.response_bytes = 0;
     exchange.wire_key = 0;
     exchange.status = 0;
-    let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context.flags);
+    let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context_flags);
     clear_request(&mut exchange.request);
     if inherited {
         exchange.flags &= flag::CAUSE_BLOCKING | flag::CAUSE_COMPLETE | flag::AMBIGUOUS;
         exchange.request.tenant = tenant;
-        exchange.request.context.flags = context_flags;
+        exchange.request.context_flags = context_flags;
     } else {
         exchange.flags = 0;
         exchange.cause = 0;
@@ -177,7 +184,10 @@ fn queue(state: &mut SockState, cookie: u64) -> bool {
         count(KernelCounter::PipelineFull);
         return false;
     }
-    let key = PipelineKey { cookie, ordinal: u64::from(state.exchange.ordinal) };
+    let key = PipelineKey {
+        cookie,
+        ordinal: u64::from(state.exchange.ordinal),
+    };
     cost(KernelCounter::MapOperations);
     if PIPELINE.insert(&key, &state.exchange, 0).is_err() {
         count(KernelCounter::PipelineFull);
@@ -211,10 +221,10 @@ pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> 
         exchange.state |= EX_EXCLUDED;
         return 1;
     }
-    if request.context.format != context_format::NONE {
+    if request.context_format != context_format::NONE {
         exchange.flags |= flag::ADOPTED_HEADER;
     }
-    if request.context.flags & CONTEXT_INVALID != 0 {
+    if request.context_flags & CONTEXT_INVALID != 0 {
         exchange.flags |= flag::CONTEXT_INVALID;
     }
     if exchange.side == ROLE_SERVER {
@@ -250,13 +260,13 @@ fn ensure_trace(exchange: &mut Exchange) {
     if exchange.flags & (flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE | flag::ADOPTED_HEADER) != 0 {
         return;
     }
-    exchange.request.context.trace = [random_id(), random_id()];
-    exchange.request.context.flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
+    ids::set_trace_id(&mut exchange.request, [random_id(), random_id()]);
+    exchange.request.context_flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
 }
 
 #[inline(always)]
 fn seal_flags(exchange: &mut Exchange) {
-    let context = exchange.request.context.flags;
+    let context = exchange.request.context_flags;
     if context & CONTEXT_SAMPLED != 0 || context & CONTEXT_DECIDED == 0 {
         exchange.flags |= flag::SAMPLED;
     }
@@ -271,7 +281,11 @@ fn seal_flags(exchange: &mut Exchange) {
 /// Marks the process as one that serves, and asks user space about a process it has not classified.
 #[inline(always)]
 fn note_process(exchange: &Exchange, call: &Call) {
-    let serves = if exchange.side == ROLE_SERVER { process_flag::SERVES } else { 0 };
+    let serves = if exchange.side == ROLE_SERVER {
+        process_flag::SERVES
+    } else {
+        0
+    };
     let pid = exchange.pid;
     cost(KernelCounter::MapOperations);
     if let Some(process) = PROCESSES.get_ptr_mut(&pid) {
@@ -283,7 +297,11 @@ fn note_process(exchange: &Exchange, call: &Call) {
         }
         process.reserved[0] = 1;
     } else {
-        let mut asked = ProcessValue { include: u32::MAX, flags: serves, ..ProcessValue::default() };
+        let mut asked = ProcessValue {
+            include: u32::MAX,
+            flags: serves,
+            ..ProcessValue::default()
+        };
         asked.reserved[0] = 1;
         if PROCESSES.insert(&pid, &asked, 0).is_err() {
             count(KernelCounter::StateFull);
@@ -315,7 +333,9 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
         // SAFETY: a live map value, copied.
         record.filename = unsafe { *path };
     }
-    emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| &mut record.header);
+    emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| {
+        &mut record.header
+    });
 }
 
 /// A header value that leaves the kernel by name: the cursor says where it lies in the window.
@@ -328,7 +348,9 @@ pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32
     // SAFETY: as in `request_begins`.
     let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
     let cursor = &scratch.cursor;
-    let Some(record) = TEXTS.get_ptr_mut(scratch.call.direction & 1) else { return 0 };
+    let Some(record) = TEXTS.get_ptr_mut(scratch.call.direction & 1) else {
+        return 0;
+    };
     // SAFETY: an element of a per-CPU array, used by one direction's hook only.
     let record = unsafe { &mut *record };
     let mut len = cursor.text_len;
@@ -359,7 +381,9 @@ pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32
     if record.what == text::TENANT && state.exchange.request.tenant == 0 {
         state.exchange.request.tenant = cursor.text_hash;
     }
-    emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| &mut record.header);
+    emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| {
+        &mut record.header
+    });
     1
 }
 
@@ -453,7 +477,11 @@ fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
         return;
     }
     let server = exchange.side == ROLE_SERVER;
-    count(if server { KernelCounter::ExchangesServer } else { KernelCounter::ExchangesClient });
+    count(if server {
+        KernelCounter::ExchangesServer
+    } else {
+        KernelCounter::ExchangesClient
+    });
     if state & EX_EXCLUDED != 0 {
         count(KernelCounter::Excluded);
         return;
@@ -484,7 +512,10 @@ pub fn connect_failed(exchange: &mut Exchange, call: &mut Call, outcome_code: u8
 #[inline(always)]
 pub fn forget_carry(cookie: u64) {
     for direction in [RX, TX] {
-        let key = crate::maps::CarryKey { cookie, direction: u64::from(direction) };
+        let key = crate::maps::CarryKey {
+            cookie,
+            direction: u64::from(direction),
+        };
         let _ = CARRY.remove(&key);
     }
 }

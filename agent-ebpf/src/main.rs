@@ -17,6 +17,7 @@ mod emit;
 mod engine;
 mod exchange;
 mod hook;
+mod ids;
 mod maps;
 mod offsets;
 mod opaque;

@@ -1,22 +1,28 @@
 //! Sockets whose protocol is not understood: no bytes are looked at. What a traced request does on them is recorded
 //! as turns (sent, waited, received), so that a trace has no gap there.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_get_prandom_u32};
-use spanwire_common::abi::{family, flag, kind, protocol_id, setting, OpaqueTurn, ProcessClass, RecordHeader, Settings};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns,
+};
+use spanwire_common::abi::{
+    family, flag, kind, protocol_id, setting, OpaqueTurn, ProcessClass, RecordHeader, Settings,
+};
 
 use crate::emit;
 use crate::engine;
 use crate::maps::{BLANK, OPAQUE_TURNS, UNIX_SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6};
 use crate::state::{
-    Scratch, SockState, EX_OPEN, ROLE_SERVER, RX, SOCK_TLS, TX, UNIT_COMPLETE, UNIT_BLOCKING, UNIT_OPEN,
+    Scratch, SockState, EX_OPEN, ROLE_SERVER, RX, SOCK_TLS, TX, UNIT_BLOCKING, UNIT_COMPLETE, UNIT_OPEN,
 };
 use crate::unit;
 
 /// A fresh state for a unix socket; null if there is no room.
 #[inline(always)]
 pub fn insert_unix(cookie: u64) -> *mut SockState {
-    let Some(blank) = BLANK.get_ptr(0) else { return core::ptr::null_mut() };
+    let Some(blank) = BLANK.get_ptr(0) else {
+        return core::ptr::null_mut();
+    };
     // SAFETY: an array element.
     if UNIX_SOCKETS.insert(&cookie, unsafe { &*blank }, 0).is_err() {
         return core::ptr::null_mut();
@@ -81,7 +87,13 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
     let (local_addr, remote_addr) = sk.addresses(socket_family);
     let inet = socket_family == AF_INET || socket_family == AF_INET6;
     // SAFETY: no arguments.
-    let (high, low, cgroup_id) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32(), bpf_get_current_cgroup_id()) };
+    let (high, low, cgroup_id) = unsafe {
+        (
+            bpf_get_prandom_u32(),
+            bpf_get_prandom_u32(),
+            bpf_get_current_cgroup_id(),
+        )
+    };
     let mut flags = flag::PROCESS_SERVES | flag::SAMPLED;
     if unit.flags & UNIT_COMPLETE != 0 {
         flags |= flag::CAUSE_COMPLETE;
@@ -118,7 +130,11 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
             AF_INET6 => family::INET6,
             _ => family::UNIX,
         },
-        protocol: if state.flags & SOCK_TLS != 0 { protocol_id::TLS } else { protocol_id::OPAQUE },
+        protocol: if state.flags & SOCK_TLS != 0 {
+            protocol_id::TLS
+        } else {
+            protocol_id::OPAQUE
+        },
     };
     let _ = OPAQUE_TURNS.insert(&cookie, &turn, 0);
     let _ = TX;

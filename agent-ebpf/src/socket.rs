@@ -1,8 +1,6 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sk_storage_get,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sk_storage_get};
 use core::ffi::c_void;
 use spanwire_common::abi::{cause, family, outcome, process_flag, protocol_id, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
@@ -11,9 +9,7 @@ use spanwire_common::protocol::http1::phase;
 
 use crate::call::{describe, now, Buffer};
 use crate::count::{cost, count};
-use crate::exchange::{
-    admit, response, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET,
-};
+use crate::exchange::{admit, response, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
 use crate::maps::{PipelineKey, PIPELINE, PROCESSES, SCRATCH, SETTINGS, SOCKETS, UNIX_SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
@@ -68,7 +64,12 @@ fn find(sk: Sock, socket_family: u16) -> *mut SockState {
 fn storage(sk: Sock, flags: u64) -> *mut SockState {
     // SAFETY: a trusted socket pointer; a null value means zeroes.
     unsafe {
-        bpf_sk_storage_get((&raw const SOCKETS).cast_mut().cast::<c_void>(), sk.0.cast_mut().cast(), core::ptr::null_mut(), flags)
+        bpf_sk_storage_get(
+            (&raw const SOCKETS).cast_mut().cast::<c_void>(),
+            sk.0.cast_mut().cast(),
+            core::ptr::null_mut(),
+            flags,
+        )
     }
     .cast()
 }
@@ -155,7 +156,11 @@ fn locate(sk: Sock, call: &mut Call, socket_family: u16, len: u32) -> bool {
 /// Wire key of a unix stream: the receiving socket and the byte's position in it.
 #[inline(always)]
 fn locate_unix(sk: Sock, call: &mut Call, state: &mut SockState, len: u32) {
-    let receiver = if call.direction == RX { call.cookie } else { sk.unix_peer_cookie() };
+    let receiver = if call.direction == RX {
+        call.cookie
+    } else {
+        sk.unix_peer_cookie()
+    };
     if receiver == 0 || state.flags & SOCK_LATE != 0 {
         return;
     }
@@ -213,7 +218,9 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, direction: u32) {
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else { return };
+    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else {
+        return;
+    };
     // SAFETY: an element of a per-CPU array, used by this direction's hook only.
     let call = unsafe { &mut (*scratch).call };
     identify(sk, call, socket_family, direction);
@@ -247,7 +254,9 @@ fn pass_over(state: &mut SockState, len: u32, direction: u32) -> bool {
 /// First bytes seen on a socket: follow it, if anybody asked for it.
 #[inline(always)]
 fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags: u32, direction: u32) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else { return };
+    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else {
+        return;
+    };
     // SAFETY: as in `on_call`.
     let call = unsafe { &mut (*scratch).call };
     identify(sk, call, socket_family, direction);
@@ -287,7 +296,11 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
     }
     call.unread = u64::from(len);
     call.length = len;
-    let buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 { describe(call, u64::from(len)) } else { Buffer::Unreadable };
+    let buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
+        describe(call, u64::from(len))
+    } else {
+        Buffer::Unreadable
+    };
     match buffer {
         Buffer::User => call.readable = 1,
         Buffer::None => count(KernelCounter::NoUserBuffer),
@@ -302,7 +315,12 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
     if direction == RX {
         // The receive rule looks at the exchange as this call left it.
         let class = known.exchange.class;
-        unit::received(&known.exchange, class, call.pid_tgid, known.flags & (SOCK_OPAQUE | SOCK_LATE) == 0);
+        unit::received(
+            &known.exchange,
+            class,
+            call.pid_tgid,
+            known.flags & (SOCK_OPAQUE | SOCK_LATE) == 0,
+        );
     }
 }
 
@@ -339,7 +357,11 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     if state.exchange.state & EX_OPEN == 0 {
         return;
     }
-    let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE { RESPONSE_ENDS } else { RESPONSE_CLOSED };
+    let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
+        RESPONSE_ENDS
+    } else {
+        RESPONSE_CLOSED
+    };
     unit::received(&state.exchange, state.exchange.class, call.pid_tgid, true);
     engine::finish_all(state, scratch, point);
     if socket_family == AF_UNIX {

@@ -86,7 +86,10 @@ pub struct SockState {
     pub exchange: Exchange,
 }
 
-const _: () = assert!(size_of::<SockState>() <= 512, "socket storage is charged to the application's optmem");
+const _: () = assert!(
+    size_of::<SockState>() <= 512,
+    "socket storage is charged to the application's optmem"
+);
 
 /// [`Unit::state`].
 pub const UNIT_NONE: u8 = 0;

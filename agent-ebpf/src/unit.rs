@@ -8,6 +8,7 @@ use spanwire_common::abi::{cause, context_format, flag, process_flag, ProcessCla
 use spanwire_common::drop::KernelCounter;
 
 use crate::count::{cost, count};
+use crate::ids;
 use crate::maps::{INBOUND, PROCESSES, UNITS};
 use crate::state::{
     Call, Exchange, Inbound, InboundKey, Unit, EX_REQUEST_DONE, ROLE_CLIENT, ROLE_SERVER, UNIT_AMBIGUOUS,
@@ -38,7 +39,7 @@ fn is_nginx(class: u8) -> bool {
 /// A request was read whole up to the end of its head: this thread serves it now.
 #[inline(always)]
 pub fn open(exchange: &Exchange, call: &Call) {
-    if exchange.request.context.format == context_format::W3C {
+    if exchange.request.context_format == context_format::W3C {
         remember_context(exchange);
     }
     if !keeps_units(exchange.class) {
@@ -49,15 +50,19 @@ pub fn open(exchange: &Exchange, call: &Call) {
         flags |= UNIT_COMPLETE;
     }
     let unit = Unit {
-        trace_id: exchange.request.context.trace,
+        trace_id: ids::trace_id(&exchange.request),
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
         parent: 0,
         connecting: 0,
         state: UNIT_OPEN,
-        cause: if is_nginx(exchange.class) { cause::IO } else { cause::THREAD },
+        cause: if is_nginx(exchange.class) {
+            cause::IO
+        } else {
+            cause::THREAD
+        },
         flags,
-        context_flags: exchange.request.context.flags,
+        context_flags: exchange.request.context_flags,
         reader: exchange.pid,
     };
     set(call.pid_tgid, unit, exchange.class);
@@ -111,7 +116,7 @@ pub fn complete(exchange: &Exchange, call: &Call) {
 /// The response is over. `answered` is false when the connection died first: the thread may go on serving.
 #[inline(always)]
 pub fn close(exchange: &Exchange, answered: bool) {
-    if exchange.request.context.format == context_format::W3C {
+    if exchange.request.context_format == context_format::W3C {
         forget_context(exchange);
     }
     if !keeps_units(exchange.class) {
@@ -144,7 +149,9 @@ pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
     }
     let server = exchange.side == ROLE_SERVER;
     cost(KernelCounter::MapOperations);
-    let Some(entry) = UNITS.get_ptr_mut(&thread) else { return };
+    let Some(entry) = UNITS.get_ptr_mut(&thread) else {
+        return;
+    };
     // SAFETY: a live map value.
     let entry = unsafe { &mut *entry };
     entry.cause = cause::IO;
@@ -154,10 +161,18 @@ pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
         entry.state = UNIT_NONE;
         return;
     }
-    entry.trace_id = if server { exchange.request.context.trace } else { exchange.related_trace_id };
-    entry.span_id = if server { exchange.span_id } else { exchange.related_span_id };
+    entry.trace_id = if server {
+        ids::trace_id(&exchange.request)
+    } else {
+        exchange.related_trace_id
+    };
+    entry.span_id = if server {
+        exchange.span_id
+    } else {
+        exchange.related_span_id
+    };
     entry.tenant = exchange.request.tenant;
-    entry.context_flags = exchange.request.context.flags;
+    entry.context_flags = exchange.request.context_flags;
     entry.state = UNIT_OPEN;
 }
 
@@ -254,7 +269,7 @@ pub fn current(thread: u64) -> Option<Unit> {
 pub fn attribute(exchange: &mut Exchange, call: &Call) {
     exchange.side = ROLE_CLIENT;
     let process = (call.pid_tgid >> 32) as u32;
-    let has_context = exchange.request.context.format == context_format::W3C;
+    let has_context = exchange.request.context_format == context_format::W3C;
     if has_context && forwarded(exchange, process) {
         return;
     }
@@ -269,7 +284,7 @@ pub fn attribute(exchange: &mut Exchange, call: &Call) {
             return;
         }
     }
-    if exchange.request.context.format == context_format::NONE && is_exact(exchange) {
+    if exchange.request.context_format == context_format::NONE && is_exact(exchange) {
         adopt(exchange);
     }
 }
@@ -303,13 +318,16 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     if exchange.request.tenant == 0 {
         exchange.request.tenant = unit.tenant;
     }
-    exchange.request.context.flags |= unit.context_flags;
+    exchange.request.context_flags |= unit.context_flags;
 }
 
 /// Takes over the related trace.
 #[inline(always)]
 pub fn adopt(exchange: &mut Exchange) {
-    exchange.request.context.trace = exchange.related_trace_id;
+    {
+        let trace = exchange.related_trace_id;
+        ids::set_trace_id(&mut exchange.request, trace)
+    };
     exchange.flags |= flag::ADOPTED_CAUSE;
 }
 
@@ -336,13 +354,15 @@ pub fn is_exact(exchange: &Exchange) -> bool {
 #[inline(always)]
 fn forwarded(exchange: &mut Exchange, pid: u32) -> bool {
     let key = InboundKey {
-        trace_id: exchange.request.context.trace,
-        parent_id: exchange.request.context.parent,
+        trace_id: ids::trace_id(&exchange.request),
+        parent_id: ids::parent_id(&exchange.request),
         pid,
         reserved: 0,
     };
     cost(KernelCounter::MapOperations);
-    let Some(entry) = INBOUND.get_ptr_mut(&key) else { return false };
+    let Some(entry) = INBOUND.get_ptr_mut(&key) else {
+        return false;
+    };
     // SAFETY: a live map value.
     let inbound = unsafe { *entry };
     exchange.cause = cause::HEADER;
@@ -358,8 +378,8 @@ fn forwarded(exchange: &mut Exchange, pid: u32) -> bool {
 #[inline(always)]
 fn inbound_key(exchange: &Exchange) -> InboundKey {
     InboundKey {
-        trace_id: exchange.request.context.trace,
-        parent_id: exchange.request.context.parent,
+        trace_id: ids::trace_id(&exchange.request),
+        parent_id: ids::parent_id(&exchange.request),
         pid: exchange.pid,
         reserved: 0,
     }
@@ -378,7 +398,7 @@ fn remember_context(exchange: &Exchange) {
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
         open: 1,
-        context_flags: exchange.request.context.flags,
+        context_flags: exchange.request.context_flags,
         reserved: [0; 3],
     };
     cost(KernelCounter::MapOperations);
@@ -425,12 +445,20 @@ pub fn inherit(child: u64) {
     // SAFETY: no arguments.
     let parent = unsafe { bpf_get_current_pid_tgid() };
     cost(KernelCounter::MapOperations);
-    let Some(entry) = UNITS.get_ptr_mut(&parent) else { return };
+    let Some(entry) = UNITS.get_ptr_mut(&parent) else {
+        return;
+    };
     // SAFETY: a live map value.
     let unit = unsafe { *entry };
     if unit.parent == 0 && unit.state != UNIT_OPEN {
         return;
     }
-    let inherited = Unit { parent, connecting: 0, state: UNIT_OPEN, cause: cause::PROCESS, ..unit };
+    let inherited = Unit {
+        parent,
+        connecting: 0,
+        state: UNIT_OPEN,
+        cause: cause::PROCESS,
+        ..unit
+    };
     let _ = UNITS.insert(&child, &inherited, 0);
 }

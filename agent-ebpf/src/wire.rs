@@ -5,6 +5,7 @@ use spanwire_common::abi::{cause, context_format, flag};
 use spanwire_common::drop::KernelCounter;
 
 use crate::count::{cost, count};
+use crate::ids;
 use crate::maps::WIRES;
 use crate::state::{Call, Exchange, Wire};
 
@@ -19,12 +20,12 @@ pub fn leave(exchange: &Exchange) {
     }
     let forwarded = if exchange.cause == cause::HEADER { FORWARDED } else { 0 };
     let wire = Wire {
-        trace_id: exchange.request.context.trace,
+        trace_id: ids::trace_id(&exchange.request),
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
-        context_flags: exchange.request.context.flags,
+        context_flags: exchange.request.context_flags,
         own: 0,
-        format: exchange.request.context.format | forwarded,
+        format: exchange.request.context_format | forwarded,
         reserved: [0; 5],
     };
     cost(KernelCounter::MapOperations);
@@ -53,7 +54,9 @@ pub fn meet(exchange: &mut Exchange) -> bool {
         return false;
     }
     cost(KernelCounter::MapOperations);
-    let Some(entry) = WIRES.get_ptr_mut(&exchange.wire_key) else { return false };
+    let Some(entry) = WIRES.get_ptr_mut(&exchange.wire_key) else {
+        return false;
+    };
     // SAFETY: a live map value, copied.
     let wire = unsafe { *entry };
     cost(KernelCounter::MapOperations);
@@ -68,9 +71,12 @@ pub fn meet(exchange: &mut Exchange) -> bool {
     if exchange.request.tenant == 0 {
         exchange.request.tenant = wire.tenant;
     }
-    if exchange.request.context.format == context_format::NONE {
-        exchange.request.context.trace = wire.trace_id;
-        exchange.request.context.flags = wire.context_flags;
+    if exchange.request.context_format == context_format::NONE {
+        {
+            let trace = wire.trace_id;
+            ids::set_trace_id(&mut exchange.request, trace)
+        };
+        exchange.request.context_flags = wire.context_flags;
         exchange.flags |= flag::ADOPTED_WIRE;
     }
     false

@@ -163,12 +163,7 @@ pub fn traceparent(r: &mut Request, w: &Window, from: u32, to: u32) {
     let bad = number::not_hex(around, false) | high.bad | low.bad | parent.bad;
     let zero = high.value | low.value == 0 || parent.value == 0;
     r.pending.traceparents += (r.pending.traceparents < 2) as u8;
-    if bad != 0
-        || zero
-        || !length_ok
-        || !dashes
-        || version == u16::from_le_bytes(*b"ff")
-        || r.pending.traceparents > 1
+    if bad != 0 || zero || !length_ok || !dashes || version == u16::from_le_bytes(*b"ff") || r.pending.traceparents > 1
     {
         r.context_flags |= flag::INVALID;
         return;
@@ -189,7 +184,7 @@ pub fn traceparent(r: &mut Request, w: &Window, from: u32, to: u32) {
 /// `b3` in `from..to`: `traceid-spanid[-state[-parentid]]`, or a state alone, which names no trace.
 #[inline(always)]
 pub fn b3_single(r: &mut Request, w: &Window, from: u32, to: u32) {
-    let dash = w.find_byte(from, to, b'-');
+    let dash = w.find_delimiter(from, to, b'-');
     let span_end = dash + 17;
     let behind = w.byte(span_end);
     let state_end = w.byte(span_end + 2);
@@ -248,9 +243,9 @@ pub fn b3_debug(r: &mut Request, w: &Window, from: u32, to: u32) {
 /// `uber-trace-id` in `from..to`: `trace:span:parent:flags`, leading zeros may be missing.
 #[inline(always)]
 pub fn jaeger(r: &mut Request, w: &Window, from: u32, to: u32) {
-    let first = w.find_byte(from, to, b':');
-    let second = w.find_byte(first + 1, to, b':');
-    let third = w.find_byte(second + 1, to, b':');
+    let first = w.find_delimiter(from, to, b':');
+    let second = w.find_delimiter(first + 1, to, b':');
+    let third = w.find_delimiter(second + 1, to, b':');
     let (high, mut low) = id128(w, from, first);
     let mut parent = id64(w, first + 1, second);
     let flags = id64(w, third + 1, to);
@@ -276,7 +271,7 @@ pub fn xray(r: &mut Request, w: &Window, from: u32, to: u32) {
         if at >= to {
             break;
         }
-        let end = w.find_byte(at, to, b';');
+        let end = w.find_delimiter(at, to, b';');
         xray_field(r, w, at, end);
         at = w.find_text(end + 1, to);
     }

@@ -73,17 +73,11 @@ pub fn decimal(window: &Window, end: u32, count: u32) -> Digits {
         window.load8(end.wrapping_sub(24)),
         count.saturating_sub(16),
     ));
-    let rest = middle
-        .value
-        .wrapping_mul(100_000_000)
-        .wrapping_add(low.value);
+    let rest = middle.value.wrapping_mul(100_000_000).wrapping_add(low.value);
     // u64::MAX is 1844 * 10^16 + 6744073709551615.
     let over = high.value > 1844 || (high.value == 1844 && rest > 6_744_073_709_551_615);
     Digits {
-        value: high
-            .value
-            .wrapping_mul(10_000_000_000_000_000)
-            .wrapping_add(rest),
+        value: high.value.wrapping_mul(10_000_000_000_000_000).wrapping_add(rest),
         bad: low.bad | middle.bad | high.bad | (count == 0 || count > 20 || over) as u64,
     }
 }

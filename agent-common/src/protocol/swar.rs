@@ -59,6 +59,15 @@ pub const fn first(marks: u64) -> u32 {
     (lowest.wrapping_mul(0x0001_0203_0405_0607) >> 56) as u32
 }
 
+/// How many bytes stand behind the last marked one, 8 if none is; `marks` has nothing but bits 7 set.
+#[inline(always)]
+pub const fn behind_last(marks: u64) -> u32 {
+    let two = marks | (marks >> 8);
+    let four = two | (two >> 16);
+    let all = four | (four >> 32);
+    8 - ((all >> 7).wrapping_mul(ONES) >> 56) as u32
+}
+
 /// A word with the lowest `bytes` bytes set (all of them from 8 on).
 #[inline(always)]
 pub const fn keep(bytes: u32) -> u64 {
@@ -80,11 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn marked(marks: u64) -> std::vec::Vec<bool> {
-        marks
-            .to_le_bytes()
-            .iter()
-            .map(|byte| *byte == 0x80)
-            .collect()
+        marks.to_le_bytes().iter().map(|byte| *byte == 0x80).collect()
     }
 
     proptest! {

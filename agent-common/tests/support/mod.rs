@@ -30,12 +30,7 @@ pub fn requests_by(bytes: &[u8], size: usize) -> Vec<Event> {
 
 /// The events of responses that come in one call; `methods` are those of the requests they answer.
 pub fn responses(methods: &[u8], bytes: &[u8]) -> Vec<Event> {
-    events(
-        Direction::Responses(methods.to_vec()),
-        Settings::default(),
-        bytes,
-        &[],
-    )
+    events(Direction::Responses(methods.to_vec()), Settings::default(), bytes, &[])
 }
 
 pub fn request_stream() -> Stream {
@@ -49,10 +44,7 @@ pub fn settings(names: &[(&str, bool, bool)]) -> Settings {
         user_agent_count: 1,
         ..Settings::default()
     };
-    settings.user_agents[0] = [
-        u64::from_le_bytes(*b"kube-pro"),
-        u64::from_le_bytes(*b"be/\0\0\0\0\0"),
-    ];
+    settings.user_agents[0] = [u64::from_le_bytes(*b"kube-pro"), u64::from_le_bytes(*b"be/\0\0\0\0\0")];
     for (slot, (name, tenant, keep)) in settings.names.iter_mut().zip(names) {
         for (i, byte) in name.bytes().enumerate() {
             slot.words[i / 8] |= u64::from(byte) << (i % 8 * 8);
@@ -65,8 +57,7 @@ pub fn settings(names: &[(&str, bool, bool)]) -> Settings {
 }
 
 const METHODS: [&str; 11] = [
-    "OTHER", "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
-    "QUERY",
+    "OTHER", "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
 ];
 
 pub fn path_of(request: &Request) -> String {
@@ -95,14 +86,8 @@ pub fn shape(events: &[Event]) -> String {
                 step: step::UPGRADED,
             } => write!(line, "upgraded:{status} "),
             Event::Response { status, .. } => write!(line, "{status} "),
-            Event::Text {
-                what, index, bytes, ..
-            } => {
-                write!(
-                    line,
-                    "text:{what}:{index}:{} ",
-                    String::from_utf8_lossy(bytes)
-                )
+            Event::Text { what, index, bytes, .. } => {
+                write!(line, "text:{what}:{index}:{} ", String::from_utf8_lossy(bytes))
             }
             Event::MessageEnd { body_bytes } => write!(line, "end:{body_bytes} "),
             Event::Opaque(reason) => {
@@ -122,23 +107,16 @@ pub fn is_opaque(events: &[Event]) -> bool {
 }
 
 pub fn first_request(events: &[Event]) -> &Request {
-    let request = events.iter().find_map(|event| {
-        if let Event::Request(r) = event {
-            Some(r)
-        } else {
-            None
-        }
-    });
+    let request = events
+        .iter()
+        .find_map(|event| if let Event::Request(r) = event { Some(r) } else { None });
     request.unwrap_or_else(|| panic!("no request in {}", shape(events)))
 }
 
 pub fn last_request(events: &[Event]) -> &Request {
-    let request = events.iter().rev().find_map(|event| {
-        if let Event::Request(r) = event {
-            Some(r)
-        } else {
-            None
-        }
-    });
+    let request = events
+        .iter()
+        .rev()
+        .find_map(|event| if let Event::Request(r) = event { Some(r) } else { None });
     request.unwrap_or_else(|| panic!("no request in {}", shape(events)))
 }

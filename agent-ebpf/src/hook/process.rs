@@ -55,7 +55,9 @@ pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let _ = EXECUTED.remove(&pid);
-    let Some(entry) = PROCESSES.get_ptr_mut(&pid) else { return 0 };
+    let Some(entry) = PROCESSES.get_ptr_mut(&pid) else {
+        return 0;
+    };
     // SAFETY: a live map value.
     let known = unsafe { (*entry).class != ProcessClass::Unclassified as u8 || (*entry).reserved[0] != 0 };
     let _ = PROCESSES.remove(&pid);

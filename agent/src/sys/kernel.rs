@@ -168,6 +168,7 @@ impl Kernel {
         let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))? as u32;
         let aya_btf = AyaBtf::from_sys_fs()?;
         let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(aya::VerifierLogLevel::STATS);
         loader.btf(Some(&aya_btf));
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
@@ -209,6 +210,16 @@ impl Kernel {
             self.attached.push(name);
         }
         Ok(())
+    }
+
+    /// Instructions the verifier walked for each program, where the kernel tells (5.16+).
+    pub fn verified(&self) -> Vec<(String, u32)> {
+        self.ebpf
+            .programs()
+            .filter_map(|(name, program)| {
+                program.info().ok()?.verified_instruction_count().map(|count| (name.to_owned(), count))
+            })
+            .collect()
     }
 
     /// Names of the hooks that are attached.

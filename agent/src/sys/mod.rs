@@ -1,6 +1,8 @@
 //! The only unsafe code of user space: loading and attaching programs, reading rings and maps.
 
+pub mod bpf;
 pub mod btf;
 pub mod kernel;
 pub mod pod;
+pub mod probe;
 pub mod ring;

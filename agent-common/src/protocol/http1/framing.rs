@@ -36,6 +36,16 @@ pub mod step {
     pub const LINE: u32 = 9;
     /// `line_start..line_end` is a chunk-size line: call `chunk_line`.
     pub const CHUNK_LINE: u32 = 10;
+    /// `Cursor::value_*` is the value of a header that frames the body: call `request::framing_value`.
+    pub const FRAMING_VALUE: u32 = 11;
+    /// ... of one of the request's own headers, or of W3C trace context: call `request::value`.
+    pub const VALUE: u32 = 12;
+    /// ... of another vendor's trace context: call `request::foreign_value`.
+    pub const FOREIGN_VALUE: u32 = 13;
+    /// ... of another vendor's trace context in one delimited value: call `request::delimited_value`.
+    pub const DELIMITED_VALUE: u32 = 15;
+    /// The request line in hand is one; `Cursor::value_*` is its target: call `request::target`.
+    pub const TARGET: u32 = 14;
     /// Plus a reason: give the socket up.
     pub const OPAQUE_BASE: u32 = 16;
     /// The stream began with a TLS record.
@@ -132,6 +142,10 @@ pub struct Cursor {
     pub scan: u32,
     /// The first colon of a header line, else its end.
     pub colon: u32,
+    /// First byte of the header's value in the window.
+    pub value_from: u32,
+    /// Position behind its last.
+    pub value_to: u32,
     /// First byte of the text in the window.
     pub text_from: u32,
     /// Its length in bytes.
@@ -152,8 +166,10 @@ pub struct Cursor {
     pub pass: u8,
     /// 1: the partial line at the end of the window must be kept.
     pub hold: u8,
+    /// Whose value it is: the request parser's own code.
+    pub field: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// What of a line is in hand: [`Cursor::cut`].
@@ -368,11 +384,7 @@ fn partial_line(f: &mut Framing, c: &mut Cursor, ctl: u32) -> u32 {
         f.flags |= flag::SKIP;
     }
     if f.flags & flag::SKIP != 0 {
-        let kept = if f.flags & flag::TAIL == 0 {
-            0
-        } else {
-            TAIL_BYTES
-        };
+        let kept = if f.flags & flag::TAIL == 0 { 0 } else { TAIL_BYTES };
         let from = ctl.saturating_sub(kept);
         if from > c.line_start && !consume(f, c, from) {
             return give_up(f, step::OPAQUE_FRAMING);
@@ -531,4 +543,4 @@ fn hex_prefix(word: u64, count: u32) -> u64 {
     number::pack_hex(digits).swap_bytes() as u64 >> ((8 - count) * 4)
 }
 
-const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 64);
+const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 72);

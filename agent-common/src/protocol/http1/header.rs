@@ -19,12 +19,7 @@ pub(super) fn name(c: &Cursor, w: &Window) -> Option<Name> {
     let len = c.colon.wrapping_sub(start);
     let first = w.byte(start);
     let before = w.byte(c.colon.wrapping_sub(1));
-    if len == 0
-        || c.colon >= c.line_end
-        || first <= b' '
-        || before <= b' '
-        || w.byte(c.colon) != b':'
-    {
+    if len == 0 || c.colon >= c.line_end || first <= b' ' || before <= b' ' || w.byte(c.colon) != b':' {
         return None;
     }
     let key = w.load8_folded(start) & swar::keep(len);
@@ -52,9 +47,9 @@ impl Name {
     }
 }
 
-/// The value's first byte and the position behind its last, blanks around it left out.
+/// Finds the value: its first byte and the position behind its last, blanks around it left out.
 #[inline(always)]
-pub(super) fn value(c: &Cursor, w: &Window) -> (u32, u32) {
+pub(super) fn locate_value(c: &mut Cursor, w: &Window) {
     let mut from = c.colon + 1;
     if w.byte(from) == b' ' {
         from += 1;
@@ -66,21 +61,17 @@ pub(super) fn value(c: &Cursor, w: &Window) -> (u32, u32) {
     if w.byte(to.wrapping_sub(1)) <= b' ' {
         to = w.trim_end(from, to);
     }
-    (if from < to { from } else { to }, to)
+    c.value_from = if from < to { from } else { to };
+    c.value_to = to;
 }
 
 /// A Content-Length.
 #[inline(always)]
 pub(super) fn content_length(f: &mut Framing, c: &mut Cursor, w: &Window) -> u32 {
-    let (from, to) = value(c, w);
+    let (from, to) = (c.value_from, c.value_to);
     let length = number::decimal(w, to, to - from);
     let differs = f.flags & flag::LENGTH != 0 && f.left != length.value;
-    if c.cut != cut::WHOLE
-        || length.bad != 0
-        || to - from > 19
-        || differs
-        || f.flags & flag::CHUNKED != 0
-    {
+    if c.cut != cut::WHOLE || length.bad != 0 || to - from > 19 || differs || f.flags & flag::CHUNKED != 0 {
         return give_up(f, step::OPAQUE_FRAMING);
     }
     f.left = length.value;
@@ -91,7 +82,7 @@ pub(super) fn content_length(f: &mut Framing, c: &mut Cursor, w: &Window) -> u32
 /// A Transfer-Encoding: `chunked`, or one other coding, a comma and `chunked`.
 #[inline(always)]
 pub(super) fn transfer_encoding(f: &mut Framing, c: &mut Cursor, w: &Window) -> u32 {
-    let (from, to) = value(c, w);
+    let (from, to) = (c.value_from, c.value_to);
     let len = to - from;
     let chunked = (w.load8_folded(to.wrapping_sub(8)) >> 8) == (swar::word(*b"\0chunked") >> 8);
     let alone = len == 7 || (len > 8 && len <= 32 && one_coding_before(w, from, to - 7));

@@ -7,9 +7,7 @@
 use super::super::context::{self, Pending};
 use super::super::swar;
 use super::super::window::Window;
-use super::framing::{
-    cut, flag, give_up, line_done, not_http, phase, step, Cursor, Framing, TAIL_BYTES,
-};
+use super::framing::{cut, flag, give_up, line_done, not_http, phase, step, Cursor, Framing, TAIL_BYTES};
 use super::header::{self, Name};
 use crate::abi::{setting, text, Settings, KEPT_HEADERS, KEPT_VALUE_BYTES, PATH_BYTES, TEXT_BYTES};
 
@@ -104,22 +102,22 @@ impl Default for Request {
     }
 }
 
-/// Deals with the line in hand of a request.
+/// Deals with the line in hand of a request: [`start_line`], [`header_line`] and what it asks for, or the head's end.
 #[inline(always)]
-pub fn request_line_or_header(
-    f: &mut Framing,
-    r: &mut Request,
-    c: &mut Cursor,
-    w: &Window,
-    s: &Settings,
-) -> u32 {
+pub fn request_line_or_header(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
     if f.phase == phase::START {
-        return start_line(f, r, c, w);
+        return match start_line(f, r, c, w) {
+            step::TARGET => target(f, r, c, w),
+            other => other,
+        };
     }
-    if c.cut == cut::WHOLE && c.line_end == c.line_start {
-        return head_end(f, r, c);
+    match header_line(f, r, c, w, s) {
+        step::FRAMING_VALUE => framing_value(f, c, w),
+        step::VALUE => value(f, r, c, w, s),
+        step::FOREIGN_VALUE => foreign_value(f, r, c, w),
+        step::DELIMITED_VALUE => delimited_value(f, r, c, w),
+        other => other,
     }
-    header_line(f, r, c, w, s)
 }
 
 // ---- start line ------------------------------------------------------------------------------------------------------
@@ -167,29 +165,45 @@ fn token(w: &Window, from: u32, end: u32) -> u32 {
         end
     };
     let space = w.find_space(from, limit);
+    // verifier: what is no token byte is added up without a branch; bytes from the space on count for nothing.
+    let mut bad = 0;
     for i in 0..METHOD_TOKEN_BYTES {
-        if from + i >= space {
-            break;
-        }
-        if !is_token_byte(w.byte(from + i)) {
-            return 0;
-        }
+        let inside = ((from + i).wrapping_sub(space) >> 31) as u64;
+        bad |= inside & !is_token_byte(w.byte(from + i));
     }
-    if space < limit && w.byte(space) == b' ' {
+    if bad == 0 && space < limit && w.byte(space) == b' ' {
         space - from
     } else {
         0
     }
 }
 
+/// Bit 0: the byte may stand in a token (RFC 9110 5.6.2). One bit for each byte below 128, in two words.
 #[inline(always)]
-fn is_token_byte(byte: u8) -> bool {
-    matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'^'..=b'z' | b'|' | b'~')
+fn is_token_byte(byte: u8) -> u64 {
+    const LOW: u64 = token_bits(0);
+    const HIGH: u64 = token_bits(64);
+    let upper = (byte as u64 >> 6) & 1;
+    let bits = (LOW & upper.wrapping_sub(1)) | (HIGH & upper.wrapping_neg());
+    (bits >> (byte & 63)) & !(byte as u64 >> 7) & 1
 }
 
-/// `METHOD SP target SP HTTP/1.x`, or an empty line or a PROXY line in front of it.
+/// The token bytes among the 64 from `base` on.
+const fn token_bits(base: u8) -> u64 {
+    let mut bits = 0;
+    let mut i = 0;
+    while i < 64 {
+        let token = matches!(base + i, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'0'..=b'9' | b'A'..=b'Z' | b'^'..=b'z' | b'|' | b'~');
+        bits |= (token as u64) << i;
+        i += 1;
+    }
+    bits
+}
+
+/// `METHOD SP target SP HTTP/1.x`, or an empty line or a PROXY line in front of it. [`step::TARGET`] asks for
+/// [`target`], a BPF function of its own.
 #[inline(always)]
-fn start_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+pub fn start_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
     let start = c.line_start;
     if c.cut == cut::TAIL {
         return start_line_tail(f, r, c, w);
@@ -214,6 +228,8 @@ fn start_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u
         Some(known) => known,
         None => (Method::Other, token(w, start, c.line_end)),
     };
+    // verifier: one path from here on, not one for each method.
+    let (method, len) = (w.launder(method as u32) as u8, w.launder(len));
     let from = start + len + 1;
     let to = if c.cut == cut::LONG {
         c.line_end - TAIL_BYTES
@@ -233,7 +249,15 @@ fn start_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u
     }
     reset(r, method);
     r.http10 = (f.flags & flag::HTTP10 != 0) as u8;
-    take_path(r, w, from, to);
+    c.value_from = from;
+    c.value_to = to;
+    step::TARGET
+}
+
+/// The target of the request line that [`start_line`] has dealt with.
+#[inline(always)]
+pub fn target(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    take_path(r, w, c.value_from, c.value_to);
     if c.cut == cut::LONG {
         f.flags |= flag::TAIL;
     } else {
@@ -284,7 +308,7 @@ fn version(w: &Window, line_end: u32) -> Version {
 
 /// Forgets the request before. The path's words stay: what lies behind `path_len` means nothing.
 #[inline(always)]
-fn reset(r: &mut Request, method: Method) {
+fn reset(r: &mut Request, method: u8) {
     r.trace_id = [0; 16];
     r.parent_id = [0; 8];
     r.context_format = 0;
@@ -293,7 +317,7 @@ fn reset(r: &mut Request, method: Method) {
     r.tenant = 0;
     r.host_hash = 0;
     r.path_len = 0;
-    r.method = method as u8;
+    r.method = method;
     r.http10 = 0;
     r.user_agent_excluded = 0;
     r.path_cut = 0;
@@ -303,6 +327,9 @@ fn reset(r: &mut Request, method: Method) {
 /// Keeps the path of the target in `from..to`.
 #[inline(always)]
 fn take_path(r: &mut Request, w: &Window, from: u32, to: u32) {
+    if r.method == Method::Connect as u8 {
+        return;
+    }
     let mut from = from;
     if w.byte(from) != b'/' {
         let scheme = w.load8_folded(from);
@@ -311,27 +338,25 @@ fn take_path(r: &mut Request, w: &Window, from: u32, to: u32) {
         } else if scheme == swar::word(*b"https://") {
             from + 8
         } else {
-            if w.byte(from) == b'*' && to == from + 1 && r.method != Method::Connect as u8 {
-                put_slash(r, b'*');
+            if w.byte(from) == b'*' && to == from + 1 {
+                put_byte(r, b'*');
             }
             return;
         };
-        from = w.find_path_mark(authority, to);
+        from = w.find_path_mark(w.launder(authority), to);
         if w.byte(from) != b'/' || from >= to {
-            put_slash(r, b'/');
+            put_byte(r, b'/');
             return;
         }
     }
-    if r.method == Method::Connect as u8 {
-        return;
-    }
+    let from = w.launder(from);
     let len = w.find_query(from, to) - from;
     r.path_cut = (len > PATH_BYTES as u32) as u8;
-    let len = if len > PATH_BYTES as u32 {
+    let len = w.launder(if len > PATH_BYTES as u32 {
         PATH_BYTES as u32
     } else {
         len
-    };
+    });
     r.path_len = len as u16;
     for (i, word) in (0_u32..).zip(r.path.iter_mut()) {
         if i * 8 >= len {
@@ -344,10 +369,7 @@ fn take_path(r: &mut Request, w: &Window, from: u32, to: u32) {
 
 /// A path of one byte.
 #[inline(always)]
-fn put_slash(r: &mut Request, byte: u8) {
-    if r.method == Method::Connect as u8 {
-        return;
-    }
+fn put_byte(r: &mut Request, byte: u8) {
     if let Some(word) = r.path.first_mut() {
         *word = byte as u64;
         r.path_len = 1;
@@ -368,10 +390,11 @@ fn is_otlp(r: &Request) -> bool {
 
 // ---- header lines ----------------------------------------------------------------------------------------------------
 
-/// Headers whose values are looked at.
+/// Headers whose values are looked at: [`Cursor::field`].
+#[repr(u8)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Field {
-    None,
+    None = 0,
     ContentLength,
     TransferEncoding,
     Host,
@@ -379,12 +402,12 @@ enum Field {
     Traceparent,
     Tracestate,
     B3,
+    Jaeger,
+    Xray,
     B3Trace,
     B3Span,
     B3Sampled,
     B3Flags,
-    Jaeger,
-    Xray,
     DatadogTrace,
     DatadogParent,
     DatadogPriority,
@@ -440,11 +463,7 @@ fn datadog_field(n: Name, w: &Window) -> Field {
         Field::DatadogTrace
     } else if n.len == 19 && n.has(w, 8, *b"g-parent") && n.has(w, 11, *b"arent-id") {
         Field::DatadogParent
-    } else if n.len == 27
-        && n.has(w, 8, *b"g-sampli")
-        && n.has(w, 16, *b"ng-prior")
-        && n.has(w, 19, *b"priority")
-    {
+    } else if n.len == 27 && n.has(w, 8, *b"g-sampli") && n.has(w, 16, *b"ng-prior") && n.has(w, 19, *b"priority") {
         Field::DatadogPriority
     } else {
         Field::None
@@ -472,8 +491,13 @@ fn listed(n: Name, w: &Window, s: &Settings) -> u32 {
     KEPT_HEADERS as u32
 }
 
+/// A header line: whose it is, and what is to be done with its value: nothing, a text ([`step::TEXT`]), or one of
+/// [`framing_value`], [`value`] and [`foreign_value`], each a BPF function of its own. An empty line is the head's end.
 #[inline(always)]
-fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
+pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
+    if c.cut == cut::WHOLE && c.line_end == c.line_start {
+        return head_end(f, r, c);
+    }
     let Some(name) = header::name(c, w) else {
         if c.cut == cut::PARTIAL && w.byte(c.colon) != b':' {
             c.hold = 1;
@@ -481,21 +505,23 @@ fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: 
         }
         return give_up(f, step::OPAQUE_FRAMING);
     };
-    let field = field(name, w);
+    let field = w.launder(field(name, w) as u32) as u8;
     let index = if s.name_count == 0 {
         KEPT_HEADERS as u32
     } else {
-        listed(name, w, s)
+        w.launder(listed(name, w, s))
     };
-    if field == Field::None && index == KEPT_HEADERS as u32 {
+    if field == Field::None as u8 && index == KEPT_HEADERS as u32 {
         return line_done(f, c);
     }
     if c.cut == cut::PARTIAL {
         c.hold = 1;
         return step::MORE;
     }
+    header::locate_value(c, w);
+    c.field = field;
     if let Some(entry) = s.names.get(index as usize) {
-        let (from, to) = header::value(c, w);
+        let (from, to) = (c.value_from, c.value_to);
         if entry.keep != 0 && c.pass == 0 {
             c.pass = 1;
             return put_text(c, text::HEADER, index, from, to, KEPT_VALUE_BYTES);
@@ -508,7 +534,27 @@ fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: 
             return step::TEXT;
         }
     }
-    known_header(f, r, c, w, s, field)
+    if field == Field::None as u8 {
+        line_done(f, c)
+    } else if field <= Field::TransferEncoding as u8 {
+        step::FRAMING_VALUE
+    } else if field <= Field::Tracestate as u8 {
+        step::VALUE
+    } else if field <= Field::Xray as u8 {
+        step::DELIMITED_VALUE
+    } else {
+        step::FOREIGN_VALUE
+    }
+}
+
+/// The value of a header that frames the body.
+#[inline(always)]
+pub fn framing_value(f: &mut Framing, c: &mut Cursor, w: &Window) -> u32 {
+    if c.field == Field::ContentLength as u8 {
+        header::content_length(f, c, w)
+    } else {
+        header::transfer_encoding(f, c, w)
+    }
 }
 
 /// Describes a value as a text of at most `most` bytes.
@@ -525,54 +571,74 @@ fn put_text(c: &mut Cursor, what: u8, index: u32, from: u32, to: u32, most: usiz
     step::TEXT
 }
 
+/// The value of a header that belongs to the request itself, or of W3C trace context.
 #[inline(always)]
-fn known_header(
-    f: &mut Framing,
-    r: &mut Request,
-    c: &mut Cursor,
-    w: &Window,
-    s: &Settings,
-    field: Field,
-) -> u32 {
-    match field {
-        Field::None => return line_done(f, c),
-        Field::ContentLength => return header::content_length(f, c, w),
-        Field::TransferEncoding => return header::transfer_encoding(f, c, w),
-        _ => {}
+pub fn value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
+    let (from, to) = (c.value_from, c.value_to);
+    let mut what = 0;
+    if c.field == Field::Host as u8 {
+        take_host(r, w, from, to);
+    } else if c.field == Field::UserAgent as u8 {
+        r.user_agent_excluded |= excluded(w, s, from) as u8;
+        if s.flags & setting::USER_AGENT_TEXT != 0 {
+            what = text::USER_AGENT;
+        }
+    } else if c.field == Field::Tracestate as u8 {
+        what = text::TRACESTATE;
+    } else {
+        // No traceparent is as long as a line that was cut: show it as empty, which none is.
+        context::traceparent(r, w, from, if c.cut == cut::LONG { from } else { to });
     }
-    let (from, mut to) = header::value(c, w);
-    if c.cut == cut::LONG {
-        // No context is that long: show it as empty, which none of the formats is.
-        to = match field {
-            Field::Host | Field::UserAgent | Field::Tracestate => to,
-            _ => from,
-        };
-    }
-    let text_what = match field {
-        Field::Tracestate => text::TRACESTATE,
-        Field::UserAgent if s.flags & setting::USER_AGENT_TEXT != 0 => text::USER_AGENT,
-        _ => 0,
-    };
-    match field {
-        Field::Host => take_host(r, w, from, to),
-        Field::UserAgent => r.user_agent_excluded |= excluded(w, s, from) as u8,
-        Field::Traceparent => context::traceparent(r, w, from, to),
-        Field::B3 => context::b3_single(r, w, from, to),
-        Field::B3Trace => context::b3_trace(r, w, from, to),
-        Field::B3Span => context::b3_span(r, w, from, to),
-        Field::B3Sampled => context::b3_sampled(r, w, from, to),
-        Field::B3Flags => context::b3_debug(r, w, from, to),
-        Field::Jaeger => context::jaeger(r, w, from, to),
-        Field::Xray => context::xray(r, w, from, to),
-        Field::DatadogTrace => context::datadog_trace(r, w, from, to),
-        Field::DatadogParent => context::datadog_parent(r, w, from, to),
-        Field::DatadogPriority => context::datadog_priority(r, w, from, to),
-        _ => {}
-    }
-    if text_what != 0 && from < to {
-        put_text(c, text_what, 0, from, to, TEXT_BYTES);
+    if what != 0 && from < to {
+        put_text(c, what, 0, from, to, TEXT_BYTES);
         line_done(f, c);
         return step::TEXT;
+    }
+    line_done(f, c)
+}
+
+/// The value's end, for a trace context: none is as long as a line that was cut, so such a one is shown as empty.
+#[inline(always)]
+fn context_end(c: &Cursor) -> u32 {
+    if c.cut == cut::LONG {
+        c.value_from
+    } else {
+        c.value_to
+    }
+}
+
+/// The value of another vendor's trace context that is one field of it.
+#[inline(always)]
+pub fn foreign_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    const B3_TRACE: u8 = Field::B3Trace as u8;
+    const B3_SPAN: u8 = Field::B3Span as u8;
+    const B3_SAMPLED: u8 = Field::B3Sampled as u8;
+    const B3_FLAGS: u8 = Field::B3Flags as u8;
+    const DATADOG_TRACE: u8 = Field::DatadogTrace as u8;
+    const DATADOG_PARENT: u8 = Field::DatadogParent as u8;
+    let (from, to) = (c.value_from, context_end(c));
+    match c.field {
+        B3_TRACE => context::b3_trace(r, w, from, to),
+        B3_SPAN => context::b3_span(r, w, from, to),
+        B3_SAMPLED => context::b3_sampled(r, w, from, to),
+        B3_FLAGS => context::b3_debug(r, w, from, to),
+        DATADOG_TRACE => context::datadog_trace(r, w, from, to),
+        DATADOG_PARENT => context::datadog_parent(r, w, from, to),
+        _ => context::datadog_priority(r, w, from, to),
+    }
+    line_done(f, c)
+}
+
+/// The value of another vendor's trace context that holds all of it, delimited.
+#[inline(always)]
+pub fn delimited_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    let (from, to) = (c.value_from, context_end(c));
+    if c.field == Field::B3 as u8 {
+        context::b3_single(r, w, from, to);
+    } else if c.field == Field::Jaeger as u8 {
+        context::jaeger(r, w, from, to);
+    } else {
+        context::xray(r, w, from, to);
     }
     line_done(f, c)
 }
@@ -582,11 +648,7 @@ const HOST_BYTES: u32 = 256;
 
 #[inline(always)]
 fn take_host(r: &mut Request, w: &Window, from: u32, to: u32) {
-    let end = if to - from > HOST_BYTES {
-        from + HOST_BYTES
-    } else {
-        to
-    };
+    let end = if to - from > HOST_BYTES { from + HOST_BYTES } else { to };
     if from < end && r.host_hash == 0 {
         let hash = hash(w, from, end, swar::FOLD);
         r.host_hash = (hash >> 32) as u32 | 1;

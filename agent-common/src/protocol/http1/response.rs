@@ -30,6 +30,7 @@ pub fn response_line(f: &mut Framing, c: &mut Cursor, w: &Window, request_method
         c.hold = 1;
         return step::MORE;
     }
+    header::locate_value(c, w);
     if length {
         header::content_length(f, c, w)
     } else {
@@ -54,15 +55,10 @@ fn status_line(f: &mut Framing, c: &mut Cursor, w: &Window) -> u32 {
     let code = w.load8(start + 8);
     // " NNN": the digits checked by their upper halves and for being at most 9.
     let digits = code as u32 & 0x0f0f_0f00;
-    let numeric =
-        code as u32 & 0xf0f0_f0ff == 0x3030_3020 && (digits + 0x0606_0600) & 0xf0f0_f000 == 0;
+    let numeric = code as u32 & 0xf0f0_f0ff == 0x3030_3020 && (digits + 0x0606_0600) & 0xf0f0_f000 == 0;
     let ended = c.line_end == start + 12 || (code >> 32) as u8 == b' ';
     let status = ((digits >> 8) & 15) * 100 + ((digits >> 16) & 15) * 10 + (digits >> 24);
-    if !(http10 || version == swar::word(*b"HTTP/1.1"))
-        || c.line_end < start + 12
-        || !numeric
-        || !ended
-        || status < 100
+    if !(http10 || version == swar::word(*b"HTTP/1.1")) || c.line_end < start + 12 || !numeric || !ended || status < 100
     {
         return not_http(f);
     }

@@ -5,8 +5,8 @@ use std::vec::Vec;
 
 use super::super::window::{Window, CARRY_BYTES, FILL_BYTES};
 use super::{
-    advance, chunk_line, needs_scan, request_line_or_header, response_line, scan, step, Cursor,
-    Framing, Method, Request,
+    advance, chunk_line, needs_scan, request_line_or_header, response_line, scan, step, Cursor, Framing, Method,
+    Request,
 };
 use crate::abi::Settings;
 
@@ -129,14 +129,9 @@ impl Stream {
         };
         match advance(f, c, ctl) {
             step::LINE => match &self.direction {
-                Direction::Requests => {
-                    request_line_or_header(f, &mut self.request, c, &self.window, &self.settings)
-                }
+                Direction::Requests => request_line_or_header(f, &mut self.request, c, &self.window, &self.settings),
                 Direction::Responses(methods) => {
-                    let method = methods
-                        .get(self.answered)
-                        .copied()
-                        .unwrap_or(Method::Get as u8);
+                    let method = methods.get(self.answered).copied().unwrap_or(Method::Get as u8);
                     response_line(f, c, &self.window, method)
                 }
             },
@@ -151,10 +146,7 @@ impl Stream {
             step::HEAD_END if matches!(self.direction, Direction::Requests) => {
                 Event::Request(Box::new(self.seen_request()))
             }
-            step::HEAD_END | step::INTERIM | step::UPGRADED => Event::Response {
-                status: c.status,
-                step,
-            },
+            step::HEAD_END | step::INTERIM | step::UPGRADED => Event::Response { status: c.status, step },
             step::MESSAGE_END => {
                 self.answered += 1;
                 Event::MessageEnd {
@@ -213,12 +205,7 @@ pub(crate) fn copy_in(window: &mut Window, at: usize, bytes: &[u8]) {
 }
 
 /// The events of `bytes`, cut into calls of the given sizes; what is left behind the last one is one more call.
-pub fn events(
-    direction: Direction,
-    settings: Settings,
-    bytes: &[u8],
-    calls: &[usize],
-) -> Vec<Event> {
+pub fn events(direction: Direction, settings: Settings, bytes: &[u8], calls: &[usize]) -> Vec<Event> {
     let mut stream = Stream::new(direction, settings);
     let mut events = Vec::new();
     let mut rest = bytes;

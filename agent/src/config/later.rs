@@ -1,0 +1,124 @@
+//! Keys of capabilities that are not built yet: accepted where they switch nothing on, refused by name where they
+//! would.
+
+use super::model::LocalRanges;
+use super::parse::selectors;
+use super::reader::{Field, Reader, Section};
+use super::value::{AddressRange, HeaderName};
+
+/// A capability of contract.md that is not there yet.
+#[derive(Clone, Copy)]
+pub(super) enum Later {
+    Rewriting,
+    Control,
+    Kubernetes,
+}
+
+impl Later {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rewriting => "rewriting",
+            Self::Control => "control",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    /// `{what} is not built yet`, and when it comes.
+    pub(super) fn refuses(self, what: &str) -> String {
+        format!(
+            "{what} is not built yet: it comes with the {} capability",
+            self.as_str()
+        )
+    }
+}
+
+pub(super) fn propagate(reader: &mut Reader, mut section: Section<'_>, local: &mut LocalRanges) {
+    auto_or_false(reader, &mut section, "propagating context in headers");
+    if let Some(field) = section.take(reader, "include") {
+        refuse_unless_empty(reader, &field, Later::Rewriting, "propagating context in headers");
+    }
+    if let Some(field) = section.take(reader, "exclude") {
+        selectors(reader, &field, true);
+    }
+    if let Some(field) = section.take(reader, "destinations") {
+        let items = field.items(reader).unwrap_or_default();
+        let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
+        local.0 = items.iter().filter_map(range).collect();
+    }
+    section.finish(reader);
+}
+
+pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>) {
+    auto_or_false(reader, &mut section, "returning the trace id in responses");
+    if let Some(field) = section.take(reader, "headers") {
+        for item in field.items(reader).unwrap_or_default() {
+            let name = item.value(reader, "a header name", HeaderName::parse);
+            if name.is_some_and(|name| name.as_str() != "server-timing") {
+                item.refuse(
+                    reader,
+                    Later::Rewriting.refuses("returning the trace id in another header"),
+                );
+            }
+        }
+    }
+    if let Some(field) = section.take(reader, "trust") {
+        refuse_unless_empty(
+            reader,
+            &field,
+            Later::Rewriting,
+            "adopting context from named peers only",
+        );
+    }
+    if let Some(field) = section.take(reader, "services") {
+        refuse_unless_empty(reader, &field, Later::Rewriting, "choosing ingress services");
+    }
+    section.finish(reader);
+}
+
+/// `enabled: auto | false`; `true` asks for what is not there.
+fn auto_or_false(reader: &mut Reader, section: &mut Section<'_>, what: &str) {
+    let Some(field) = section.take(reader, "enabled") else {
+        return;
+    };
+    match field.text(reader, "auto or false") {
+        None | Some("auto" | "false") => {}
+        Some("true") => {
+            let message = format!("{}; expected auto or false", Later::Rewriting.refuses(what));
+            field.refuse(reader, message);
+        }
+        Some(_) => {
+            field.value(reader, "auto or false", |_| {
+                Err::<(), _>("expected auto or false".to_owned())
+            });
+        }
+    }
+}
+
+pub(super) fn sampling(reader: &mut Reader, mut section: Section<'_>) {
+    if let Some(mut head) = section.section(reader, "head") {
+        if let Some(field) = head.take(reader, "ratio") {
+            let ratio = field.value(reader, "a ratio from 0.0 to 1.0", |text| match text.parse::<f64>() {
+                Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
+                _ => Err("expected a ratio from 0.0 to 1.0".to_owned()),
+            });
+            if ratio.is_some_and(|ratio| ratio < 1.0) {
+                let message = format!("{}; expected 1.0", Later::Control.refuses("sampling"));
+                field.refuse(reader, message);
+            }
+        }
+        head.finish(reader);
+    }
+    for (key, what) in [("tail", "tail sampling"), ("adaptive", "adaptive sampling")] {
+        if let Some(field) = section.take(reader, key) {
+            refuse_unless_empty(reader, &field, Later::Control, what);
+        }
+    }
+    section.finish(reader);
+}
+
+/// Empty lists and mappings ask for nothing; anything in them does.
+pub(super) fn refuse_unless_empty(reader: &mut Reader, field: &Field<'_>, later: Later, what: &str) {
+    if !field.is_empty() {
+        field.refuse(reader, later.refuses(what));
+    }
+}
