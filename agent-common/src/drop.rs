@@ -87,7 +87,7 @@ reasons! {
         Malformed = 0 => ("decode", "malformed"),
         /// A hole in a CPU's sequence numbers.
         LostRecord = 1 => ("decode", "lost_record"),
-        /// The process turned out to be excluded once it was classified.
+        /// The process turned out to be excluded once it was classified; or the path, user agent or peer is.
         ExcludedProcess = 2 => ("assemble", "excluded"),
         /// The settle window's bound was reached; the oldest span left early. Not lost, but its trace may be cut.
         SettleFull = 3 => ("assemble", "settle_full"),
@@ -95,5 +95,7 @@ reasons! {
         QueueFull = 4 => ("pipeline", "queue_full"),
         /// Not sampled.
         NotSampled = 5 => ("sample", "not_sampled"),
+        /// An opaque call whose request is not known: only those of a traced request are spans.
+        OpaqueUncaused = 6 => ("assemble", "opaque_uncaused"),
     }
 }

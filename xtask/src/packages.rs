@@ -2,10 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{bail, Context, Result};
 
 use crate::{process, setup};
+
+/// Fetched once in a run.
+static LISTS_ARE_FRESH: AtomicBool = AtomicBool::new(false);
 
 /// Makes sure that these Debian packages are installed.
 pub(crate) fn ensure(names: &[&str]) -> Result<()> {
@@ -22,11 +26,12 @@ pub(crate) fn ensure(names: &[&str]) -> Result<()> {
     }
     setup::need_space(Path::new("/usr"), 2_000, "Debian packages")?;
     eprintln!("x: installing Debian packages: {list}");
-    // The lists of a fresh machine are empty or old: fetch them when the first try fails.
-    if apt_get("install", &missing).is_ok() {
-        return Ok(());
+    // Lists that are a little old bring old compilers; without a network what they name may still be cached.
+    if !LISTS_ARE_FRESH.swap(true, Ordering::Relaxed) {
+        if let Err(problem) = apt_get("update", &[]) {
+            eprintln!("x: {problem}; trying with the package lists as they are");
+        }
     }
-    apt_get("update", &[])?;
     apt_get("install", &missing)
 }
 

@@ -3,6 +3,7 @@
 mod programs;
 mod results;
 
+use std::env;
 use std::io::Write;
 use std::process::{Command, ExitCode};
 
@@ -16,15 +17,18 @@ use crate::{apps, process, run, setup, vm, workspace};
 const PRIVILEGED: &str = "spanwire-tests";
 /// A test program that runs longer than this hangs.
 const LIMIT_SECONDS: u32 = 1_800;
+/// The privileged programs that say whether the agent works on a kernel: every socket call, and whole trees.
+const ON_EVERY_KERNEL: [&str; 2] = ["calls", "trees"];
+/// A node has one agent at a time; and what a privileged test measured is worth reading when it passed, too.
+const ONE_AT_A_TIME: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// What the end-to-end tests read from their environment.
-const ENVIRONMENT: [&str; 7] = [
+const ENVIRONMENT: [&str; 6] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "PATH",
     "RUST_BACKTRACE",
     "SPANWIRE_BIN",
     "SPANWIRE_E2E_VENV",
-    "SPANWIRE_TEST_FILTER",
 ];
 
 /// Runs the unit tests, then the privileged ones; with `all` the same privileged ones on every supported kernel.
@@ -42,6 +46,9 @@ pub(crate) fn test(all: bool) -> Result<ExitCode> {
         .into_iter()
         .partition(|program| program.package == PRIVILEGED);
 
+    env::set_var("SPANWIRE_BIN", &agent);
+    env::set_var("CARGO_TARGET_DIR", workspace::target_dir()?);
+
     let out = &mut std::io::stdout().lock();
     let mut tally = Tally::default();
     for program in &unit {
@@ -52,11 +59,9 @@ pub(crate) fn test(all: bool) -> Result<ExitCode> {
     tally.add(results::run(documentation(), out)?);
     for program in &privileged {
         announce(out, &program.name)?;
-        let mut command = process::as_root("timeout".as_ref(), &ENVIRONMENT)?;
-        command
-            .env("SPANWIRE_BIN", &agent)
-            .env("CARGO_TARGET_DIR", workspace::target_dir()?);
-        tally.add(results::run(limited(command, program), out)?);
+        let mut command = limited(process::as_root("timeout".as_ref(), &ENVIRONMENT)?, program);
+        command.args(ONE_AT_A_TIME);
+        tally.add(results::run(command, out)?);
     }
     if all {
         tally.add(on_every_kernel(&privileged, out)?);
@@ -98,17 +103,26 @@ fn documentation() -> Command {
     cargo
 }
 
-/// Boots each supported kernel and runs the privileged tests that are meant for all of them.
+/// Boots each supported kernel and runs there what must hold on all of them.
 fn on_every_kernel(privileged: &[Program], out: &mut dyn Write) -> Result<Tally> {
-    let program = privileged
-        .iter()
-        .find(|program| program.target == "kernels")
-        .context("there is no test program tests/tests/kernels.rs to run in virtual machines")?;
     let mut tally = Tally::default();
     for kernel in vm::SUPPORTED {
-        announce(out, &format!("{} on Linux {kernel}", program.name))?;
-        let command = program.executable.display().to_string();
-        tally.add(results::run(vm::command(kernel, &program.directory, &[command])?, out)?);
+        for target in ON_EVERY_KERNEL {
+            let program = privileged.iter().find(|program| program.target == target);
+            let program =
+                program.with_context(|| format!("there is no test program {target} to run on Linux {kernel}"))?;
+            announce(out, &format!("{} on Linux {kernel}", program.name))?;
+            let mut timeout = Command::new("timeout");
+            timeout.args(["--foreground", "--kill-after=20", &LIMIT_SECONDS.to_string()]);
+            timeout
+                .arg(env::current_exe().context("cannot find out where xtask itself is")?)
+                .args(["vm", kernel, "--"]);
+            timeout
+                .arg(&program.executable)
+                .args(ONE_AT_A_TIME)
+                .current_dir(&program.directory);
+            tally.add(results::run(timeout, out)?);
+        }
     }
     Ok(tally)
 }
