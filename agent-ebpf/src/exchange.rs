@@ -504,7 +504,6 @@ pub fn connect_failed(exchange: &mut Exchange, call: &mut Call, outcome_code: u8
     ensure_trace(exchange);
     exchange.request.path_len = 0;
     let end_ns = now(call);
-    count(KernelCounter::ExchangesClient);
     emit::exchange(exchange, call, outcome_code, protocol_id::CONNECT, end_ns);
 }
 

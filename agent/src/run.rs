@@ -135,7 +135,9 @@ const LOCK: &str = "/run/spanwire.lock";
 
 impl Lock {
     fn take() -> Result<Self> {
-        let path = Path::new(LOCK);
+        // Tests that run agents of their own beside one another name locks of their own.
+        let named = std::env::var_os("SPANWIRE_LOCK").map(PathBuf::from);
+        let path = named.as_deref().unwrap_or(Path::new(LOCK));
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -361,6 +363,7 @@ fn status(
 fn drops(counters: &Counters) -> serde_json::Map<String, serde_json::Value> {
     use spanwire_common::drop::{KernelCounter, UserDrop};
     let kernel = KernelCounter::ALL.iter().filter_map(|counter| match counter.label() {
+        _ if matches!(counter, KernelCounter::WireMatched | KernelCounter::WireServerFirst) => None,
         ("kernel" | "opaque" | "note", reason) => Some((reason, counters.kernel(*counter))),
         _ => None,
     });
