@@ -43,17 +43,21 @@ fn next(record_kind: u8, len: u32) -> Option<(*mut c_void, RecordHeader)> {
 /// Sends a record that lies whole in map memory or on the stack; false if the ring is full. `wake`: user space is to
 /// look at once.
 #[inline(always)]
-pub fn output<T>(
-    record: &mut T,
-    record_kind: u8,
-    wake: bool,
-    header_of: impl Fn(&mut T) -> &mut RecordHeader,
-) -> bool {
-    let Some((ring, header)) = next(record_kind, size_of::<T>() as u32) else { return false };
+pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn(&mut T) -> &mut RecordHeader) -> bool {
+    let Some((ring, header)) = next(record_kind, size_of::<T>() as u32) else {
+        return false;
+    };
     *header_of(record) = header;
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: `record` is a whole T.
-    unsafe { bpf_ringbuf_output(ring, core::ptr::from_mut(record).cast(), size_of::<T>() as u64, flags.into()) == 0 }
+    unsafe {
+        bpf_ringbuf_output(
+            ring,
+            core::ptr::from_mut(record).cast(),
+            size_of::<T>() as u64,
+            flags.into(),
+        ) == 0
+    }
 }
 
 /// Length of a short exchange record: most paths fit, and the ring holds more of them.
