@@ -45,6 +45,11 @@ const EXCHANGE_FIXED: usize = offset_of!(ExchangeRecord, path);
 /// Bytes of a text record before its text.
 const TEXT_FIXED: usize = offset_of!(TextRecord, bytes);
 
+/// The header of a record, for [`Sequence::observe`]: also of one that is refused afterwards.
+pub fn header(bytes: &[u8]) -> Option<RecordHeader> {
+    RecordHeader::read_from_prefix(bytes).ok().map(|(header, _)| header)
+}
+
 /// Reads one ring record. The record's own `len` may be less than `bytes` (a ring rounds up), never more. Exchanges and
 /// texts may be cut after the bytes in use; what is missing is zero.
 pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {

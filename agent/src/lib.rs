@@ -21,6 +21,7 @@ pub mod enrich;
 pub mod export;
 pub mod pipeline;
 pub mod route;
+pub mod run;
 pub mod sample;
 pub mod span;
 pub mod store;

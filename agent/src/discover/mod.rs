@@ -23,6 +23,7 @@ mod environment;
 mod maps;
 mod process;
 mod procfs;
+pub mod addresses;
 pub mod runtime;
 mod script;
 

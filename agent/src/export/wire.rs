@@ -95,14 +95,15 @@ fn scope_bytes() -> Vec<u8> {
     scope
 }
 
-fn encode_resource(resource: &Resource, out: &mut Vec<u8>) {
+/// The content of a `Resource` message.
+pub(crate) fn encode_resource(resource: &Resource, out: &mut Vec<u8>) {
     for (key, value) in &resource.attributes {
         encode_attribute(tag::RESOURCE_ATTRIBUTES, key, value, out);
     }
 }
 
-/// In the order of the field numbers, as prost writes.
-fn encode_span(span: &Span, out: &mut Vec<u8>) {
+/// The content of a `Span` message, in the order of the field numbers, as prost writes.
+pub(crate) fn encode_span(span: &Span, out: &mut Vec<u8>) {
     put_bytes(tag::SPAN_TRACE_ID, &span.trace_id.0, out);
     put_bytes(tag::SPAN_SPAN_ID, &span.span_id.0, out);
     put_text(

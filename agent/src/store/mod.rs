@@ -12,7 +12,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{mpsc, Arc};
+use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ fn remedy(error: &rusqlite::Error) -> &'static str {
 pub struct Store {
     queue: Arc<Queue>,
     thread: Option<JoinHandle<()>>,
-    finished: mpsc::Receiver<()>,
+    finished: Mutex<mpsc::Receiver<()>>,
     path: PathBuf,
 }
 
@@ -155,7 +155,7 @@ impl Store {
         Ok(Self {
             queue,
             thread: Some(thread),
-            finished,
+            finished: Mutex::new(finished),
             path,
         })
     }
@@ -184,7 +184,8 @@ impl Store {
     /// then ends with the process.
     pub fn close(mut self, limit: Duration) -> bool {
         self.queue.close();
-        if self.finished.recv_timeout(limit).is_err() {
+        let finished = self.finished.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if finished.recv_timeout(limit).is_err() {
             return false;
         }
         self.thread.take().is_none_or(|thread| thread.join().is_ok())

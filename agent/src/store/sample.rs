@@ -109,7 +109,9 @@ impl SpanBuilder {
         self
     }
 
+    /// The span, with the attribute that `enrich` makes of the parent's source.
     pub(crate) fn build(self) -> Span {
-        self.0
+        let source = self.0.parent_source.as_str();
+        self.attribute("spanwire.parent.source", Value::Static(source)).0
     }
 }

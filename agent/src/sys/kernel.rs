@@ -212,6 +212,16 @@ impl Kernel {
         Ok(())
     }
 
+    /// Detaches every hook. Records already written stay in the rings.
+    pub fn detach(&mut self) {
+        for name in self.attached.drain(..) {
+            // A program that cannot be unloaded now goes with its file descriptor.
+            if let Ok(program) = tracepoint(&mut self.ebpf, name) {
+                let _ = program.unload();
+            }
+        }
+    }
+
     /// Instructions the verifier walked for each program, where the kernel tells (5.16+).
     pub fn verified(&self) -> Vec<(String, u32)> {
         self.ebpf

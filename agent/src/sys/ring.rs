@@ -1,4 +1,8 @@
 //! Reading the per-CPU rings.
+#![allow(unsafe_code, reason = "poll(2)")]
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 
@@ -27,9 +31,15 @@ impl Rings {
         records
     }
 
-    /// File descriptors that become readable when a program asks to be looked at at once.
-    pub fn descriptors(&self) -> impl Iterator<Item = std::os::fd::BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
-        self.rings.iter().map(AsFd::as_fd)
+    /// Sleeps until a program asks to be looked at at once, at most `limit`.
+    pub fn wait(&self, limit: Duration) {
+        let mut polled: Vec<libc::pollfd> = self
+            .rings
+            .iter()
+            .map(|ring| libc::pollfd { fd: ring.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+            .collect();
+        let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: a valid array of its own length; an early return (a signal) only means an early look.
+        unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, milliseconds) };
     }
 }

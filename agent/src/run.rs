@@ -1,0 +1,369 @@
+//! `spanwire run`: brings the agent up in an order in which every refusal is one line, and takes it down again.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use serde_json::json;
+use spanwire_common::abi::ExchangeRecord;
+use tokio::signal::unix::{signal, SignalKind};
+use tokio::sync::watch;
+
+use crate::assemble::{self, Assembler, LocalAddrs};
+use crate::config::{self, Config, RequestFacts, RunFacts, SelectorRules};
+use crate::counters::Counters;
+use crate::discover::{self, Discoverer, ProcRoot};
+use crate::enrich::{self, Enricher};
+use crate::export::{Exporters, ExporterSettings, Protocol, Tuning};
+use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
+use crate::sample::Sampler;
+use crate::store::{Retention, Store};
+use crate::sys::kernel::{self, Kernel};
+use crate::sys::ring::Rings;
+use crate::web::{ApiState, Readiness, Server};
+
+/// How long a shutdown may take once the hooks are detached.
+const FLUSH: Duration = Duration::from_secs(4);
+/// Bytes of each CPU's ring: 0.1 s at 50,000 exchanges a second.
+const RING_BYTES: u32 = 4 << 20;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// One line that says what is wrong and what to do.
+pub fn run(config: &Config) -> Result<()> {
+    let _lock = Lock::take()?;
+    let store = open_store(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let counters = Arc::new(Counters::new());
+    let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+    let rules = Arc::new(SelectorRules::compile(&config.capture));
+    let (stop, stopped) = watch::channel(());
+    let state = api_state(config, &counters, &snapshot, store.as_ref())?;
+    let servers = runtime.block_on(serve(config, state, &stopped))?;
+    let exporters = {
+        let _inside = runtime.enter();
+        Exporters::start(&exporter_settings(config), Tuning::default(), &counters)?
+    };
+    let (mut kernel, rings) = Kernel::load(kernel::Options {
+        ring_bytes: ring_bytes()?,
+        port_selectors: !rules.ports().is_empty(),
+        count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
+    })
+    .context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
+    let facts = RunFacts { generation: 1, own_pid: std::process::id(), api_port: servers.api, health_port: servers.health };
+    for (port, value) in rules.ports() {
+        kernel.set_port(port, value)?;
+    }
+    kernel.set_settings(config.settings(&rules, facts))?;
+    kernel.attach()?;
+    let hooks = kernel.attached().to_vec();
+    for hook in &hooks {
+        counters.set_hook(hook, true);
+    }
+    {
+        let mut first = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+        first.hooks.clone_from(&hooks);
+        first.is_ready = true;
+    }
+    tracing::info!(hooks = ?hooks, api = %servers.address, "tracing");
+    let masks = Masks::default();
+    let sinks = Sinks { exporters: exporters.handles(), store: store.clone() };
+    let data_path = pipeline::start(DataPath {
+        kernel,
+        rings: Rings::new(rings),
+        rules: Arc::clone(&rules),
+        assembler: Assembler::new(assemble_options(config, &rules, &masks)),
+        discoverer: Discoverer::new(ProcRoot::default(), discover::Limits::default()),
+        enricher: Enricher::new(enrich_options(config)),
+        sampler: Sampler::default(),
+        sinks,
+        counters: Arc::clone(&counters),
+        masks,
+        snapshot,
+    })
+    .context("cannot start the data path's thread")?;
+    runtime.block_on(until_told())?;
+    tracing::info!("detaching");
+    data_path.stop();
+    let dropped = runtime.block_on(exporters.shutdown(FLUSH));
+    if dropped > 0 {
+        tracing::warn!(dropped, "spans were not exported within {} s", FLUSH.as_secs());
+    }
+    drop(stop);
+    if let Some(store) = store.and_then(|store| Arc::try_unwrap(store).ok()) {
+        if !store.close(Duration::from_secs(1)) {
+            tracing::warn!("the store did not take everything within 1 s");
+        }
+    }
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    Ok(())
+}
+
+async fn until_told() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Ring size: `SPANWIRE_RING_BYTES` makes it small for tests of what an overflow does.
+fn ring_bytes() -> Result<u32> {
+    let Ok(text) = std::env::var("SPANWIRE_RING_BYTES") else { return Ok(RING_BYTES) };
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes.is_power_of_two() && bytes >= 4096 => Ok(bytes),
+        _ => bail!("SPANWIRE_RING_BYTES: expected a power of two of at least 4096, got {text:?}"),
+    }
+}
+
+/// One agent per node: the file is locked as long as it runs.
+struct Lock {
+    _file: File,
+}
+
+const LOCK: &str = "/run/spanwire.lock";
+
+impl Lock {
+    fn take() -> Result<Self> {
+        let path = Path::new(LOCK);
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .or_else(|_| fallback_lock())
+            .with_context(|| format!("cannot open the lock {LOCK}; run as root, or make /run writable"))?;
+        if file.try_lock().is_err() {
+            let mut owner = String::new();
+            // Unreadable means unnamed, not unlocked.
+            let _ = file.read_to_string(&mut owner);
+            bail!("another agent runs on this node (pid {}): stop it first", owner.trim());
+        }
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Where /run is read-only (a container with a read-only root), the lock is in the temporary directory.
+fn fallback_lock() -> std::io::Result<File> {
+    let path = std::env::temp_dir().join("spanwire.lock");
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+fn open_store(config: &Config) -> Result<Option<Arc<Store>>> {
+    if !config.store.enabled {
+        return Ok(None);
+    }
+    let retention = Retention {
+        age: config.store.retention.age,
+        errors: config.store.retention.errors,
+        size_bytes: config.store.retention.size_bytes,
+    };
+    Ok(Some(Arc::new(Store::open(&config.store.path, retention)?)))
+}
+
+fn exporter_settings(config: &Config) -> Vec<ExporterSettings> {
+    let one = |exporter: &config::Exporter| ExporterSettings {
+        name: exporter.name.clone(),
+        protocol: match exporter.protocol {
+            config::ExportProtocol::OtlpGrpc => Protocol::Grpc,
+            config::ExportProtocol::OtlpHttp => Protocol::Http,
+        },
+        endpoint: exporter.endpoint.to_string(),
+        headers: exporter
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), value.expose().to_owned()))
+            .collect(),
+        gzip: exporter.compression == config::Compression::Gzip,
+        timeout: exporter.timeout,
+    };
+    config.exporters.iter().map(one).collect()
+}
+
+fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) -> assemble::Options {
+    let (rules, masks) = (Arc::clone(rules), Arc::clone(masks));
+    let exclusion = move |record: &ExchangeRecord, user_agent: Option<&str>| {
+        let masks = masks.lock().unwrap_or_else(PoisonError::into_inner).get(&record.pid).copied().unwrap_or_default();
+        if masks.exclude_requests == 0 {
+            return false;
+        }
+        let path = record.path.get(..usize::from(record.path_len)).unwrap_or_default();
+        let is_server = record.side == spanwire_common::abi::side::SERVER;
+        let facts = RequestFacts {
+            server_port: if is_server { record.local_port } else { record.remote_port },
+            path: std::str::from_utf8(path).unwrap_or_default(),
+            user_agent,
+        };
+        rules.excludes_request(masks, &facts).is_some()
+    };
+    assemble::Options {
+        keep_unclassified: config.capture.include.is_empty(),
+        local: LocalAddrs {
+            addresses: discover::addresses::local_addresses(Path::new("/proc/net")),
+            ranges: Vec::new(),
+        },
+        exclusion: Some(Box::new(exclusion)),
+        ..assemble::Options::default()
+    }
+}
+
+fn enrich_options(config: &Config) -> enrich::Options {
+    enrich::Options {
+        paths: match config.capture.paths {
+            config::PathDetail::Templated => enrich::Paths::Templated,
+            config::PathDetail::Raw => enrich::Paths::Raw,
+            config::PathDetail::Off => enrich::Paths::Off,
+        },
+        client_address: match config.capture.client_address {
+            config::ClientAddress::Full => enrich::ClientAddress::Full,
+            config::ClientAddress::Prefix => enrich::ClientAddress::Prefix,
+            config::ClientAddress::Off => enrich::ClientAddress::Off,
+        },
+        header_names: config.capture.headers.iter().map(|name| name.as_str().to_owned()).collect(),
+        node: enrich::Node { host_name: host_name().into(), distro_version: env!("CARGO_PKG_VERSION") },
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Where the API and the health listener ended up.
+struct Ports {
+    api: u16,
+    health: u16,
+    address: std::net::SocketAddr,
+}
+
+async fn serve(config: &Config, state: ApiState, stopped: &watch::Receiver<()>) -> Result<Ports> {
+    let api = Server::api(config.api.listen, state.clone()).await?;
+    let address = api.address()?;
+    let mut ports = Ports { api: address.port(), health: 0, address };
+    let gone = |mut stopped: watch::Receiver<()>| async move { while stopped.changed().await.is_ok() {} };
+    if let Some(listen) = config.health {
+        let health = Server::health(listen, state).await?;
+        ports.health = health.address()?.port();
+        tokio::spawn(health.run(gone(stopped.clone())));
+    }
+    tokio::spawn(api.run(gone(stopped.clone())));
+    Ok(ports)
+}
+
+fn api_state(
+    config: &Config,
+    counters: &Arc<Counters>,
+    snapshot: &Arc<Mutex<Snapshot>>,
+    store: Option<&Arc<Store>>,
+) -> Result<ApiState> {
+    let token = match &config.api.token_file {
+        Some(path) => Some(read_token(path)?),
+        None => None,
+    };
+    let store_stats = store.map(|store| store.stats());
+    let metrics = {
+        let (counters, stats) = (Arc::clone(counters), store_stats.clone());
+        move || {
+            if let Some(stats) = &stats {
+                use std::sync::atomic::Ordering::Relaxed;
+                let kept = counters.exporter("store");
+                kept.sent.set(stats.sent.load(Relaxed));
+                kept.failed.set(stats.failed.load(Relaxed));
+                kept.dropped.set(stats.dropped.load(Relaxed));
+                counters.queue("store").set(stats.queued.load(Relaxed));
+            }
+            counters.render()
+        }
+    };
+    let status = {
+        let (counters, snapshot, stats) = (Arc::clone(counters), Arc::clone(snapshot), store_stats.clone());
+        let started_ns = kernel::monotonic_ns();
+        move || status(&counters, &snapshot, stats.as_ref().and_then(|stats| stats.problem()), started_ns)
+    };
+    let ready = {
+        let snapshot = Arc::clone(snapshot);
+        move || {
+            let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
+            let problem = store_stats.as_ref().and_then(|stats| stats.problem());
+            Readiness {
+                is_ready: snapshot.is_ready,
+                body: json!({"ready": snapshot.is_ready, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
+            }
+        }
+    };
+    Ok(ApiState {
+        store: store.map(|store| store.reader()),
+        metrics: Arc::new(metrics),
+        status: Arc::new(status),
+        ready: Arc::new(ready),
+        token: token.map(Into::into),
+        names: vec![host_name()],
+    })
+}
+
+fn read_token(path: &PathBuf) -> Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("api.token_file: cannot read {}", path.display()))?;
+    let token = text.trim();
+    if token.is_empty() {
+        bail!("api.token_file: {} is empty; write a token into it", path.display());
+    }
+    Ok(token.to_owned())
+}
+
+fn status(
+    counters: &Counters,
+    snapshot: &Mutex<Snapshot>,
+    store_problem: Option<String>,
+    started_ns: u64,
+) -> serde_json::Value {
+    let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let processes: Vec<_> = snapshot
+        .processes
+        .iter()
+        .map(|line| {
+            json!({
+                "pid": line.pid, "name": line.name, "runtime": line.runtime, "class": line.class, "why": line.why,
+                "captured": line.captured, "rule": line.rule,
+            })
+        })
+        .collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptimeSeconds": (kernel::monotonic_ns().saturating_sub(started_ns)) / 1_000_000_000,
+        "ready": snapshot.is_ready,
+        "hooks": snapshot.hooks,
+        "family": "tp_btf",
+        "processes": processes,
+        "drops": drops(counters),
+        "assemble": {
+            "held": snapshot.assemble.held, "settled": snapshot.assemble.settled,
+            "settledEarly": snapshot.assemble.settled_early, "wireLate": snapshot.assemble.wire_late,
+            "wireMissed": snapshot.assemble.wire_missed, "contradictions": snapshot.assemble.contradictions,
+        },
+        "lagMilliseconds": snapshot.lag_ns / 1_000_000,
+        "storeProblem": store_problem,
+    })
+}
+
+/// Every drop reason with its count, those that happened.
+fn drops(counters: &Counters) -> serde_json::Map<String, serde_json::Value> {
+    use spanwire_common::drop::{KernelCounter, UserDrop};
+    let kernel = KernelCounter::ALL.iter().filter_map(|counter| match counter.label() {
+        ("kernel" | "opaque" | "note", reason) => Some((reason, counters.kernel(*counter))),
+        _ => None,
+    });
+    let user = UserDrop::ALL.iter().map(|reason| (reason.label().1, counters.dropped_total(*reason)));
+    kernel.chain(user).filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.to_owned(), count.into())).collect()
+}
