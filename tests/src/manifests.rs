@@ -94,8 +94,14 @@ impl Manifests {
     /// The agent's configuration file.
     pub fn configuration(&self) -> Result<&str> {
         let data = self.config_map.data.as_ref().context("the ConfigMap has no data")?;
-        ensure!(data.len() == 1, "the ConfigMap holds {:?}, expected one file", data.keys());
-        Ok(data.get("spanwire.yaml").context("the ConfigMap has no spanwire.yaml")?)
+        ensure!(
+            data.len() == 1,
+            "the ConfigMap holds {:?}, expected one file",
+            data.keys()
+        );
+        Ok(data
+            .get("spanwire.yaml")
+            .context("the ConfigMap has no spanwire.yaml")?)
     }
 }
 

@@ -97,14 +97,20 @@ pub fn decode(mask: &str) -> Result<Vec<String>> {
         .trim()
         .split_once('=')
         .with_context(|| format!("capsh --decode={mask}: {text}"))?;
-    let mut names: Vec<_> = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    let mut names: Vec<_> = names
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect();
     names.sort();
     Ok(names)
 }
 
 /// Every capability this kernel knows but these.
 pub fn all_but(kept: &[String]) -> Result<Vec<String>> {
-    let last: u32 = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse()?;
+    let last: u32 = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")?
+        .trim()
+        .parse()?;
     let all = decode(&format!("{:x}", (1u64 << (last + 1)) - 1))?;
     let unknown: Vec<_> = kept.iter().filter(|name| !all.contains(name)).collect();
     ensure!(unknown.is_empty(), "no such capability: {unknown:?}");

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
-use k8s_openapi::api::core::v1::{Probe, Volume};
+use k8s_openapi::api::core::v1::Volume;
 use rustix::process::Signal;
 use serde_json::Value;
 use spanwire_tests::agent::{command, STOP_LIMIT};
@@ -28,8 +28,7 @@ fn manifests_are_objects_of_kubernetes_that_belong_together() {
     let manifests = Manifests::read().unwrap();
     let (pod, container) = (manifests.pod().unwrap(), manifests.container().unwrap());
     assert_eq!(
-        manifests.order[0].1,
-        "Namespace",
+        manifests.order[0].1, "Namespace",
         "kubectl makes it first: {:?}",
         manifests.order
     );
@@ -53,7 +52,12 @@ fn manifests_are_objects_of_kubernetes_that_belong_together() {
     assert_eq!(image, format!("spanwire:{version}"), "the image is this version's");
 
     let volumes: BTreeSet<_> = pod.volumes.iter().flatten().map(|volume| &volume.name).collect();
-    let mounted: BTreeSet<_> = container.volume_mounts.iter().flatten().map(|mount| &mount.name).collect();
+    let mounted: BTreeSet<_> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| &mount.name)
+        .collect();
     assert_eq!(volumes, mounted);
     assert!(container.resources.as_ref().unwrap().limits.is_some());
     assert!(container.resources.as_ref().unwrap().requests.is_some());
@@ -111,11 +115,15 @@ fn the_agent_accepts_the_configurations() {
     assert!(config["health"].as_str().unwrap().ends_with(&format!(":{port}")));
     let store = config["store"]["path"].as_str().unwrap();
     let mounts = container.volume_mounts.as_ref().unwrap();
-    assert!(mounts.iter().any(|mount| mount.mount_path == store && mount.read_only.is_none()));
+    assert!(mounts
+        .iter()
+        .any(|mount| mount.mount_path == store && mount.read_only.is_none()));
     let args = container.args.as_ref().unwrap();
     let named = Path::new(args.last().unwrap());
     assert_eq!(named.file_name().unwrap(), "spanwire.yaml");
-    assert!(mounts.iter().any(|mount| Path::new(&mount.mount_path) == named.parent().unwrap()));
+    assert!(mounts
+        .iter()
+        .any(|mount| Path::new(&mount.mount_path) == named.parent().unwrap()));
 }
 
 fn check_configuration(file: &Path) -> Result<()> {
@@ -152,7 +160,9 @@ fn the_unit_is_accepted_by_systemd_and_agrees_with_the_manifest() {
     let installed = "/usr/bin/spanwire";
     assert!(setting(&text, "ExecStart").starts_with(&format!("{installed} run ")));
     let here = agent_binary().unwrap().display().to_string();
-    let unit = place.write("spanwire.service", &text.replace(installed, &here)).unwrap();
+    let unit = place
+        .write("spanwire.service", &text.replace(installed, &here))
+        .unwrap();
     let verify = |unit: &Path| {
         let output = Command::new(program("systemd-analyze").unwrap())
             .args(["verify", "--man=no"])
@@ -170,12 +180,17 @@ fn the_unit_is_accepted_by_systemd_and_agrees_with_the_manifest() {
     let misspelt = text.replace("ProtectSystem=strict", "ProtectSystem=stritc\nProtectSistem=strict");
     let wrong = place.write("spanwire-wrong.service", &misspelt).unwrap();
     let complaints = about(&verify(&wrong)).join("\n");
-    assert!(complaints.contains("stritc") && complaints.contains("ProtectSistem"), "{complaints}");
+    assert!(
+        complaints.contains("stritc") && complaints.contains("ProtectSistem"),
+        "{complaints}"
+    );
 }
 
 /// The value of a key that stands once.
 fn setting<'a>(unit: &'a str, key: &str) -> &'a str {
-    let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let mut values = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let value = values.next().unwrap_or_default();
     assert!(values.next().is_none(), "{key} stands twice");
     value
@@ -195,11 +210,18 @@ fn the_container_file_uses_what_is_there() {
     let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
     let commands: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("RUN ")).collect();
     assert!(commands.contains(&"./x build --release"));
-    let help = Command::new(repository("x")).args(["build", "--help"]).output().unwrap();
+    let help = Command::new(repository("x"))
+        .args(["build", "--help"])
+        .output()
+        .unwrap();
     assert!(String::from_utf8_lossy(&help.stdout).contains("--release"), "{help:?}");
     let (script, rest) = commands
         .iter()
-        .find_map(|command| command.split_once(' ').filter(|(program, _)| program.starts_with("deploy/")))
+        .find_map(|command| {
+            command
+                .split_once(' ')
+                .filter(|(program, _)| program.starts_with("deploy/"))
+        })
         .unwrap();
     assert!(repository(script).is_file(), "{script}");
     // The image is what the script made, from what the build made, and starts what the script put there.
@@ -251,8 +273,18 @@ fn doctor(manifests: &Manifests, root: &Path, place: &Place) -> Result<String> {
     for name in manifests.granted()? {
         ensure!(state(&name.to_uppercase()) == "yes", "{name}: {}", service.log());
     }
-    ensure!(state("CAP_SYS_ADMIN") == "no", "more than was granted: {}", service.log());
-    for feature in ["kernel BTF", "cgroup v2", "host pid namespace", "locked memory", "the agent's programs"] {
+    ensure!(
+        state("CAP_SYS_ADMIN") == "no",
+        "more than was granted: {}",
+        service.log()
+    );
+    for feature in [
+        "kernel BTF",
+        "cgroup v2",
+        "host pid namespace",
+        "locked memory",
+        "the agent's programs",
+    ] {
         ensure!(state(feature) == "yes", "{feature}: {}", service.log());
     }
     let no = rows.iter().filter(|row| row["state"] == "no");
@@ -332,7 +364,11 @@ fn wait_ready(agent: &mut Service, ask: impl Fn(&Service) -> Result<(u16, String
         if matches!(answer, Ok((200, _))) {
             return Ok(());
         }
-        ensure!(start.elapsed() < READY_LIMIT, "not ready: {answer:?}; its log:\n{}", agent.log());
+        ensure!(
+            start.elapsed() < READY_LIMIT,
+            "not ready: {answer:?}; its log:\n{}",
+            agent.log()
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -341,7 +377,9 @@ fn wait_ready(agent: &mut Service, ask: impl Fn(&Service) -> Result<(u16, String
 fn exactly(pid: u32, granted: &[String]) -> Result<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let value = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         value.map(str::trim).with_context(|| format!("no {name}"))
     };
     let mut expected = granted.to_vec();
@@ -354,13 +392,23 @@ fn exactly(pid: u32, granted: &[String]) -> Result<String> {
     Ok(expected.join(" "))
 }
 
+/// Neither root nor the user of [`traces_as_a_unit`]: what is told by its files alone is not told to the agent.
+const ANOTHER_USER: &str = "65533";
+
 /// A service of another user, in another network namespace than the agent: its span, under the name it declares.
 fn traces_another_user(agent: &Service, place: &Place) -> Result<String> {
     let target = Target::loopback(free_port()?);
     let mut service = Launch::new("of-another-user", program("setpriv")?, place)
-        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"])
+        .args(["--reuid", ANOTHER_USER, "--regid", ANOTHER_USER, "--clear-groups", "--"])
         .arg(program("python3")?)
-        .args(["-m", "http.server", "--bind", "127.0.0.1", "--directory", "/usr/share/doc"])
+        .args([
+            "-m",
+            "http.server",
+            "--bind",
+            "127.0.0.1",
+            "--directory",
+            "/usr/share/doc",
+        ])
         .arg(target.port()?.to_string())
         .start(std::slice::from_ref(&target))?;
     let start = Instant::now();
@@ -374,7 +422,10 @@ fn traces_another_user(agent: &Service, place: &Place) -> Result<String> {
         let traces = answer["traces"].as_array().with_context(|| body.clone())?;
         if !traces.is_empty() {
             ensure!(service.ended()?.is_none(), "the service ended");
-            return Ok(format!("another user's service traced by name after {:?}", start.elapsed()));
+            return Ok(format!(
+                "another user's service traced by name after {:?}",
+                start.elapsed()
+            ));
         }
         if start.elapsed() > READY_LIMIT {
             let (_, services) = pod::fetch(agent, "http://127.0.0.1:4319/api/services")?;
