@@ -40,25 +40,23 @@ fn next(record_kind: u8, len: u32) -> Option<(*mut c_void, RecordHeader)> {
     Some((core::ptr::from_ref(ring).cast_mut().cast(), header))
 }
 
-/// Sends a record that lies whole in map memory or on the stack. `wake`: user space is to look at once.
+/// Sends a record that lies whole in map memory or on the stack; false if the ring is full. `wake`: user space is to
+/// look at once.
 #[inline(always)]
-pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn(&mut T) -> &mut RecordHeader) {
+pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn(&mut T) -> &mut RecordHeader) -> bool {
     let Some((ring, header)) = next(record_kind, size_of::<T>() as u32) else {
-        return count(KernelCounter::RingFullOther);
+        return false;
     };
     *header_of(record) = header;
     let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: `record` is a whole T.
-    let sent = unsafe {
+    unsafe {
         bpf_ringbuf_output(
             ring,
             core::ptr::from_mut(record).cast(),
             size_of::<T>() as u64,
             flags.into(),
-        )
-    };
-    if sent != 0 {
-        count(KernelCounter::RingFullOther);
+        ) == 0
     }
 }
 
@@ -69,6 +67,20 @@ const SHORT_RECORD: usize = core::mem::offset_of!(ExchangeRecord, path) + SHORT_
 /// Sends the exchange's record. The addresses are those of the call under way on its socket.
 #[inline(always)]
 pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end_ns: u64) {
+    let sent = send(exchange, call, outcome, protocol, end_ns);
+    // Over captured sockets: messages completed = exchanges + dropped at the kernel.
+    count(if !sent {
+        KernelCounter::RingFullExchange
+    } else if exchange.side == ROLE_SERVER {
+        KernelCounter::ExchangesServer
+    } else {
+        KernelCounter::ExchangesClient
+    });
+}
+
+/// Reserves, fills and submits; false if the ring is full.
+#[inline(always)]
+fn send(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end_ns: u64) -> bool {
     let short = exchange.request.path_len as usize <= SHORT_PATH;
     let len = if short {
         SHORT_RECORD
@@ -76,13 +88,13 @@ pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end
         size_of::<ExchangeRecord>()
     };
     let Some((ring, header)) = next(kind::EXCHANGE, len as u32) else {
-        return count(KernelCounter::RingFullExchange);
+        return false;
     };
     if short {
         // SAFETY: a constant size; checked for null.
         let record = unsafe { bpf_ringbuf_reserve(ring, SHORT_RECORD as u64, 0) }.cast::<ExchangeRecord>();
         if record.is_null() {
-            return count(KernelCounter::RingFullExchange);
+            return false;
         }
         // SAFETY: `fixed` writes the part before `path`, `path` the first SHORT_PATH bytes after.
         unsafe {
@@ -95,13 +107,14 @@ pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end
         unsafe {
             let record = bpf_ringbuf_reserve(ring, size_of::<ExchangeRecord>() as u64, 0).cast::<ExchangeRecord>();
             if record.is_null() {
-                return count(KernelCounter::RingFullExchange);
+                return false;
             }
             fixed(record, header, exchange, call, outcome, protocol, end_ns);
             path::<{ PATH_BYTES / 8 }>(record, exchange);
             bpf_ringbuf_submit(record.cast(), BPF_RB_NO_WAKEUP.into());
         }
     }
+    true
 }
 
 /// Copies the first `WORDS` words of the path.

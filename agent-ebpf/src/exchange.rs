@@ -10,7 +10,7 @@ use spanwire_common::protocol::http1::Request;
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
-use crate::maps::{PipelineKey, CARRY, EXECUTED, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
+use crate::maps::{PipelineKey, EXECUTED, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
 use crate::state::{
     Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, ROLE_CLIENT,
     ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE, TX,
@@ -333,9 +333,12 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
         // SAFETY: a live map value, copied.
         record.filename = unsafe { *path };
     }
-    emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| {
+    let sent = emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| {
         &mut record.header
     });
+    if !sent {
+        count(KernelCounter::RingFullOther);
+    }
 }
 
 /// A header value that leaves the kernel by name: the cursor says where it lies in the window.
@@ -381,9 +384,12 @@ pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32
     if record.what == text::TENANT && state.exchange.request.tenant == 0 {
         state.exchange.request.tenant = cursor.text_hash;
     }
-    emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| {
+    let sent = emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| {
         &mut record.header
     });
+    if !sent {
+        count(KernelCounter::RingFullOther);
+    }
     1
 }
 
@@ -504,18 +510,5 @@ pub fn connect_failed(exchange: &mut Exchange, call: &mut Call, outcome_code: u8
     ensure_trace(exchange);
     exchange.request.path_len = 0;
     let end_ns = now(call);
-    count(KernelCounter::ExchangesClient);
     emit::exchange(exchange, call, outcome_code, protocol_id::CONNECT, end_ns);
-}
-
-/// Forgets what was carried over for this socket.
-#[inline(always)]
-pub fn forget_carry(cookie: u64) {
-    for direction in [RX, TX] {
-        let key = crate::maps::CarryKey {
-            cookie,
-            direction: u64::from(direction),
-        };
-        let _ = CARRY.remove(&key);
-    }
 }

@@ -8,6 +8,9 @@ use spanwire_common::abi::{
     family, flag, kind, protocol_id, setting, OpaqueTurn, ProcessClass, RecordHeader, Settings,
 };
 
+use spanwire_common::drop::KernelCounter;
+
+use crate::count::count;
 use crate::emit;
 use crate::engine;
 use crate::maps::{BLANK, OPAQUE_TURNS, UNIX_SOCKETS};
@@ -82,7 +85,7 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
             turn.sent_bytes = turn.sent_bytes.wrapping_add(u64::from(len));
             return;
         }
-        emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+        send(turn);
     }
     let (local_addr, remote_addr) = sk.addresses(socket_family);
     let inet = socket_family == AF_INET || socket_family == AF_INET6;
@@ -140,6 +143,17 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
     let _ = TX;
 }
 
+/// Sends a turn's record; it counts as a client's exchange.
+#[inline(always)]
+fn send(turn: &mut OpaqueTurn) {
+    let sent = emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+    count(if sent {
+        KernelCounter::ExchangesClient
+    } else {
+        KernelCounter::RingFullExchange
+    });
+}
+
 /// A receive: part of the turn under way.
 #[inline(always)]
 fn received(cookie: u64, len: u32) {
@@ -162,7 +176,7 @@ pub fn end(cookie: u64) {
     if let Some(turn) = OPAQUE_TURNS.get_ptr_mut(&cookie) {
         // SAFETY: a live map value.
         let turn = unsafe { &mut *turn };
-        emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+        send(turn);
         let _ = OPAQUE_TURNS.remove(&cookie);
     }
 }

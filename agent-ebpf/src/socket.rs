@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sk_storage_get};
 use core::ffi::c_void;
-use spanwire_common::abi::{cause, family, outcome, process_flag, protocol_id, setting, ProcessClass, Settings};
+use spanwire_common::abi::{cause, family, outcome, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 
 use spanwire_common::protocol::http1::phase;

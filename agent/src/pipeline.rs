@@ -139,7 +139,9 @@ impl Running {
 pub fn start(path: DataPath) -> std::io::Result<Running> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
-    let thread = std::thread::Builder::new().name("datapath".to_owned()).spawn(move || Worker::new(path).run(&seen))?;
+    let thread = std::thread::Builder::new()
+        .name("datapath".to_owned())
+        .spawn(move || Worker::new(path).run(&seen))?;
     Ok(Running { stop, thread })
 }
 
@@ -231,7 +233,9 @@ impl Worker {
             }
         }
         let outputs = &mut self.outputs;
-        self.path.assembler.push(event, now_ns, &mut |output| outputs.push(output));
+        self.path
+            .assembler
+            .push(event, now_ns, &mut |output| outputs.push(output));
         self.drain_outputs(now_ns);
     }
 
@@ -258,14 +262,26 @@ impl Worker {
         if let Some(parent) = process.info.ancestors.first() {
             self.path.assembler.set_parent(pid, *parent);
         }
-        self.path.masks.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, masks);
+        self.path
+            .masks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pid, masks);
         if self.known.len() >= KNOWN && !self.known.contains_key(&pid) {
             return;
         }
         let rule = if captured {
-            self.path.rules.including(masks).next().map_or_else(|| "everything".into(), ToString::to_string)
+            self.path
+                .rules
+                .including(masks)
+                .next()
+                .map_or_else(|| "everything".into(), ToString::to_string)
         } else {
-            self.path.rules.excluding(masks).next().map_or_else(|| "not included".into(), ToString::to_string)
+            self.path
+                .rules
+                .excluding(masks)
+                .next()
+                .map_or_else(|| "not included".into(), ToString::to_string)
         };
         let line = ProcessLine {
             pid,
@@ -302,7 +318,8 @@ impl Worker {
         }
         self.path.counters.span(span.kind, span.parent_source);
         let sinks = &self.path.sinks;
-        self.router.push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
+        self.router
+            .push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
     }
 
     fn tick(&mut self, now_ns: u64) {
@@ -337,7 +354,8 @@ impl Worker {
         let stats = self.path.assembler.stats();
         let mut processes: Vec<ProcessLine> = self.known.values().cloned().collect();
         processes.sort_unstable_by_key(|line| line.pid);
-        self.known.retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
+        self.known
+            .retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
         let snapshot = Snapshot {
             hooks: self.path.kernel.attached().to_vec(),
             is_ready: true,
@@ -357,7 +375,9 @@ impl Worker {
         let refused = totals[KernelCounter::RingFullExchange as usize] + totals[KernelCounter::RingFullOther as usize];
         let unseen = self.lost.saturating_sub(refused);
         let told = self.path.counters.dropped_total(UserDrop::LostRecord);
-        self.path.counters.dropped(UserDrop::LostRecord, unseen.saturating_sub(told));
+        self.path
+            .counters
+            .dropped(UserDrop::LostRecord, unseen.saturating_sub(told));
         let stats = self.path.assembler.stats();
         self.path.counters.set_union(UnionStats {
             members: stats.union_size as u64,

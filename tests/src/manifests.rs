@@ -38,15 +38,17 @@ impl Manifests {
             let value: Value = serde_yaml_ng::from_str(&text).with_context(|| name.clone())?;
             let kind = value["kind"].as_str().unwrap_or_default().to_owned();
             let twice = match kind.as_str() {
-                "Namespace" => namespace.replace(typed(value).with_context(|| name.clone())?).is_some(),
+                "Namespace" => namespace
+                    .replace(typed(&value).with_context(|| name.clone())?)
+                    .is_some(),
                 "ServiceAccount" => service_account
-                    .replace(typed(value).with_context(|| name.clone())?)
+                    .replace(typed(&value).with_context(|| name.clone())?)
                     .is_some(),
                 "ConfigMap" => config_map
-                    .replace(typed(value).with_context(|| name.clone())?)
+                    .replace(typed(&value).with_context(|| name.clone())?)
                     .is_some(),
                 "DaemonSet" => daemon_set
-                    .replace(typed(value).with_context(|| name.clone())?)
+                    .replace(typed(&value).with_context(|| name.clone())?)
                     .is_some(),
                 _ => bail!("{name}: an object of kind {kind:?}, which these tests do not know"),
             };
@@ -107,11 +109,11 @@ impl Manifests {
 
 /// Kubernetes' own types drop a key they do not know and a default that was written out says nothing; either way what
 /// comes back is not what was written.
-fn typed<T: serde::de::DeserializeOwned + serde::Serialize>(written: Value) -> Result<T> {
+fn typed<T: serde::de::DeserializeOwned + serde::Serialize>(written: &Value) -> Result<T> {
     let object: T = serde_json::from_value(written.clone())?;
     let understood = serde_json::to_value(&object)?;
     let mut lost = Vec::new();
-    differences("", &written, &understood, &mut lost);
+    differences("", written, &understood, &mut lost);
     ensure!(lost.is_empty(), "not in the schema: {}", lost.join(", "));
     Ok(object)
 }
@@ -144,7 +146,7 @@ mod tests {
 
     fn refusal(yaml: &str) -> String {
         let value: Value = serde_yaml_ng::from_str(yaml).unwrap();
-        format!("{:#}", typed::<DaemonSet>(value).err().unwrap())
+        format!("{:#}", typed::<DaemonSet>(&value).err().unwrap())
     }
 
     #[test]
@@ -154,7 +156,7 @@ mod tests {
             format!("{head}spec:\n  selector: {{}}\n  template: {{spec: {{containers: [{{name: x}}], {pod}}}}}\n")
         };
         let whole: Value = serde_yaml_ng::from_str(&spec("hostPID: true")).unwrap();
-        assert!(typed::<DaemonSet>(whole).is_ok());
+        assert!(typed::<DaemonSet>(&whole).is_ok());
         assert_eq!(
             refusal(&spec("hostPid: true")),
             "not in the schema: .spec.template.spec.hostPid"

@@ -227,7 +227,11 @@ impl Kernel {
         self.ebpf
             .programs()
             .filter_map(|(name, program)| {
-                program.info().ok()?.verified_instruction_count().map(|count| (name.to_owned(), count))
+                program
+                    .info()
+                    .ok()?
+                    .verified_instruction_count()
+                    .map(|count| (name.to_owned(), count))
             })
             .collect()
     }

@@ -35,6 +35,9 @@ pub(super) fn check() -> Result<()> {
         let Ok(inside) = file.strip_prefix(source) else {
             continue;
         };
+        if is_test(inside) {
+            continue;
+        }
         let Ok(text) = std::fs::read_to_string(root.join(&file)) else {
             continue;
         };
@@ -89,7 +92,16 @@ fn module_path(path: &Path) -> Vec<String> {
     names
 }
 
-/// Tests may use what they like. They come last in a file, or are a file of their own (which its parent declares).
+/// A file of tests: `tests.rs`, `ring_tests.rs`, or anything in a folder `tests`.
+fn is_test(path: &Path) -> bool {
+    path.iter().any(|name| {
+        let name = name.to_string_lossy();
+        let stem = name.strip_suffix(".rs").unwrap_or(&name);
+        stem == "tests" || stem.ends_with("_tests")
+    })
+}
+
+/// Tests may use what they like; those in the file of the code they test come last.
 fn without_tests(text: &str) -> &str {
     text.find("#[cfg(test)]\nmod ").map_or(text, |start| &text[..start])
 }
@@ -192,6 +204,14 @@ mod tests {
             "fn f() {}\n#[cfg(test)]\nmod tests {\n    use crate::store;\n}"
         )
         .is_empty());
+    }
+
+    #[test]
+    fn files_of_tests_are_known_by_their_names() {
+        for path in ["decode_tests.rs", "assemble/tests.rs", "assemble/tests/union.rs"] {
+            assert!(is_test(Path::new(path)), "{path}");
+        }
+        assert!(!is_test(Path::new("assemble/latest.rs")));
     }
 
     #[test]
