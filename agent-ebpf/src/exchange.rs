@@ -483,11 +483,6 @@ fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
         return;
     }
     let server = exchange.side == ROLE_SERVER;
-    count(if server {
-        KernelCounter::ExchangesServer
-    } else {
-        KernelCounter::ExchangesClient
-    });
     if state & EX_EXCLUDED != 0 {
         count(KernelCounter::Excluded);
         return;
