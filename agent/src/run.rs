@@ -334,7 +334,7 @@ fn api_state(
             status(
                 &counters,
                 &snapshot,
-                stats.as_ref().and_then(|stats| stats.problem()),
+                stats.as_ref().and_then(|stats| stats.problem()).as_deref(),
                 started_ns,
             )
         }
@@ -373,7 +373,7 @@ fn read_token(path: &PathBuf) -> Result<String> {
 fn status(
     counters: &Counters,
     snapshot: &Mutex<Snapshot>,
-    store_problem: Option<String>,
+    store_problem: Option<&str>,
     started_ns: u64,
 ) -> serde_json::Value {
     let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
