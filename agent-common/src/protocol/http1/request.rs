@@ -69,7 +69,7 @@ pub struct Request {
     pub otlp: u8,
     /// One of [`crate::abi::context_format`].
     pub context_format: u8,
-    /// Bits of [`context::flag`].
+    /// Bits of [`flag`](super::super::context::flag).
     pub context_flags: u8,
     /// Zero.
     pub reserved: [u8; 7],
