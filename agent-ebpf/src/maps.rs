@@ -76,6 +76,10 @@ pub static COUNTERS: PerCpuArray<u64, KERNEL_COUNTERS> = PerCpuArray::new();
 #[btf_map]
 pub static SEQUENCES: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// State of this CPU's generator of ids (xorshift128+), seeded from the kernel's.
+#[btf_map]
+pub static GENERATORS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+
 /// Working memory: one element per hook that can be entered while another runs on the same CPU.
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
