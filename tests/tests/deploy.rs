@@ -105,10 +105,7 @@ fn the_agent_accepts_the_configurations() {
         check_configuration(&file).unwrap();
     }
     // What stands there as an example would be accepted, too.
-    let uncommented = text
-        .lines()
-        .map(example)
-        .fold(String::new(), |text, line| text + line + "\n");
+    let uncommented = text.lines().map(example).collect::<Vec<_>>().join("\n");
     assert!(uncommented.contains("\nexport:\n") && uncommented.contains("\ncapture:\n"));
     check_configuration(&place.write("examples.yaml", &uncommented).unwrap()).unwrap();
 
