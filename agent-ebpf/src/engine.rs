@@ -96,6 +96,17 @@ request_function! {
     header_line, |f, request, cursor, window, settings| http1::header_line(f, request, cursor, window, settings)
 }
 request_function! {
+    /// Where the value of the header in hand lies.
+    locate_value, |_f, _request, cursor, window, _settings| {
+        http1::locate_value(cursor, window);
+        0
+    }
+}
+request_function! {
+    /// What is to be done with it.
+    field_value, |f, request, cursor, window, settings| http1::field_value(f, request, cursor, window, settings)
+}
+request_function! {
     /// The value of a header that frames the body.
     framing_value, |f, _request, cursor, window, _settings| http1::framing_value(f, cursor, window)
 }
@@ -121,7 +132,12 @@ fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: boo
             other => other,
         };
     }
-    match header_line(state, scratch) {
+    let mut next = header_line(state, scratch);
+    if next == code::FIELD {
+        locate_value(state, scratch);
+        next = field_value(state, scratch);
+    }
+    match next {
         code::FRAMING_VALUE => framing_value(state, scratch),
         code::VALUE => own_value(state, scratch),
         code::FOREIGN_VALUE => foreign_value(state, scratch),
