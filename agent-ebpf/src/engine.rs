@@ -23,6 +23,8 @@ use crate::state::{
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
 const STEPS: u32 = 1024;
+/// Fields of an `x-amzn-trace-id`, and one step to end with.
+const XRAY_FIELDS: u32 = 10;
 /// Exchanges finished at once when a connection dies.
 const FINISHES: u32 = 33;
 
@@ -123,6 +125,11 @@ request_function! {
     delimited_value, |f, request, cursor, window, _settings| http1::delimited_value(f, request, cursor, window)
 }
 
+request_function! {
+    /// The value of an `x-amzn-trace-id`.
+    xray_value, |f, request, cursor, window, _settings| http1::xray_value(f, request, cursor, window)
+}
+
 /// The contents of a line of a request's head.
 #[inline(always)]
 fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: bool) -> u32 {
@@ -142,6 +149,15 @@ fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: boo
         code::VALUE => own_value(state, scratch),
         code::FOREIGN_VALUE => foreign_value(state, scratch),
         code::DELIMITED_VALUE => delimited_value(state, scratch),
+        code::XRAY_VALUE => {
+            for _ in 0..XRAY_FIELDS {
+                next = xray_value(state, scratch);
+                if next != code::XRAY_VALUE {
+                    break;
+                }
+            }
+            next
+        }
         other => other,
     }
 }

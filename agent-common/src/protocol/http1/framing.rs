@@ -38,6 +38,8 @@ pub mod step {
     pub const CHUNK_LINE: u32 = 10;
     /// A header whose value matters is in hand: call `locate_value`, then `field_value`.
     pub const FIELD: u32 = 32;
+    /// ... of an `x-amzn-trace-id`: call `xray_value`.
+    pub const XRAY_VALUE: u32 = 33;
     /// `Cursor::value_*` is the value of a header that frames the body: call `framing_value`.
     pub const FRAMING_VALUE: u32 = 11;
     /// ... of one of the request's own headers, or of W3C trace context: call `value`.
