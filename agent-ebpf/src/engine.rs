@@ -93,23 +93,23 @@ request_function! {
 }
 request_function! {
     /// A header line of a request, or the end of its head.
-    header_line, |f, request, cursor, window, settings| request::header_line(f, request, cursor, window, settings)
+    header_line, |f, request, cursor, window, settings| http1::header_line(f, request, cursor, window, settings)
 }
 request_function! {
     /// The value of a header that frames the body.
-    framing_value, |f, _request, cursor, window, _settings| request::framing_value(f, cursor, window)
+    framing_value, |f, _request, cursor, window, _settings| http1::framing_value(f, cursor, window)
 }
 request_function! {
     /// The value of one of the request's own headers.
-    own_value, |f, request, cursor, window, settings| request::value(f, request, cursor, window, settings)
+    own_value, |f, request, cursor, window, settings| http1::value(f, request, cursor, window, settings)
 }
 request_function! {
     /// The value of another vendor's trace context.
-    foreign_value, |f, request, cursor, window, _settings| request::foreign_value(f, request, cursor, window)
+    foreign_value, |f, request, cursor, window, _settings| http1::foreign_value(f, request, cursor, window)
 }
 request_function! {
     /// The value of another vendor's trace context that holds all of it.
-    delimited_value, |f, request, cursor, window, _settings| request::delimited_value(f, request, cursor, window)
+    delimited_value, |f, request, cursor, window, _settings| http1::delimited_value(f, request, cursor, window)
 }
 
 /// The contents of a line of a request's head.

@@ -141,13 +141,16 @@ struct Lock {
     _file: File,
 }
 
-const LOCK: &str = "/run/spanwire.lock";
+/// In a folder of its own, which a container can share with its node and systemd can make for a user.
+const LOCK: &str = "/run/spanwire/lock";
 
 impl Lock {
     fn take() -> Result<Self> {
         // Tests that run agents of their own beside one another name locks of their own.
         let named = std::env::var_os("SPANWIRE_LOCK").map(PathBuf::from);
         let path = named.as_deref().unwrap_or(Path::new(LOCK));
+        // Where it cannot be made, opening the file says why.
+        let _ = path.parent().map(std::fs::create_dir_all);
         let mut file = File::options()
             .read(true)
             .write(true)
