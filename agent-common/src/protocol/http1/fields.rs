@@ -9,6 +9,7 @@ use super::super::context;
 use super::super::swar;
 use super::super::window::Window;
 use super::framing::{cut, flag, give_up, line_done, phase, step, Cursor, Framing};
+pub use super::header::locate_value;
 use super::header::{self, Name};
 use super::request::{Method, Request};
 use crate::abi::{setting, text, Settings, KEPT_HEADERS, KEPT_VALUE_BYTES, TEXT_BYTES};
@@ -114,8 +115,8 @@ fn listed(n: Name, w: &Window, s: &Settings) -> u32 {
     KEPT_HEADERS as u32
 }
 
-/// A header line: whose it is, and what is to be done with its value: nothing, a text ([`step::TEXT`]), or one of
-/// [`framing_value`], [`value`] and [`foreign_value`], each a BPF function of its own. An empty line is the head's end.
+/// A header line: whose it is. Where its value matters, [`step::FIELD`] asks for [`locate_value`] and [`field_value`], each
+/// a BPF function of its own. An empty line is the head's end.
 #[inline(always)]
 pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
     if c.cut == cut::WHOLE && c.line_end == c.line_start {
@@ -141,8 +142,17 @@ pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
         c.hold = 1;
         return step::MORE;
     }
-    header::locate_value(c, w);
     c.field = field;
+    c.listed = index as u8;
+    step::FIELD
+}
+
+/// What is to be done with the value that [`locate_value`] has found: nothing, a text ([`step::TEXT`]), or one of
+/// [`framing_value`], [`value`], [`foreign_value`] and [`delimited_value`].
+#[inline(always)]
+pub fn field_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) -> u32 {
+    let index = c.listed as u32;
+    let field = c.field;
     if let Some(entry) = s.names.get(index as usize) {
         let (from, to) = (c.value_from, c.value_to);
         if entry.keep != 0 && c.pass == 0 {
@@ -163,6 +173,8 @@ pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
         step::FRAMING_VALUE
     } else if field <= Field::Tracestate as u8 {
         step::VALUE
+    } else if field == Field::Xray as u8 {
+        step::XRAY_VALUE
     } else if field <= Field::Xray as u8 {
         step::DELIMITED_VALUE
     } else {
@@ -258,12 +270,30 @@ pub fn delimited_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Win
     let (from, to) = (c.value_from, context_end(c));
     if c.field == Field::B3 as u8 {
         context::b3_single(r, w, from, to);
-    } else if c.field == Field::Jaeger as u8 {
-        context::jaeger(r, w, from, to);
     } else {
-        context::xray(r, w, from, to);
+        context::jaeger(r, w, from, to);
     }
     line_done(f, c)
+}
+
+/// What [`Cursor::pass`] counts in its upper half: fields looked at of a delimited value.
+const FIELD_PASS: u8 = 16;
+/// More fields than that are not looked at.
+const FIELDS: u8 = 8;
+
+/// The next field of an `x-amzn-trace-id`; [`step::XRAY_VALUE`] again while there may be more.
+///
+/// verifier: one field a call, with what is left in the cursor's memory: as a loop, each turn would be walked once for
+/// every way the turn before can end.
+#[inline(always)]
+pub fn xray_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    let to = context_end(c);
+    if c.value_from >= to || c.pass >= FIELDS * FIELD_PASS {
+        return line_done(f, c);
+    }
+    c.value_from = context::xray(r, w, c.value_from, to);
+    c.pass += FIELD_PASS;
+    step::XRAY_VALUE
 }
 
 /// Longest part of a Host value that is hashed, in bytes.

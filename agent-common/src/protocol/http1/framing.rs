@@ -36,6 +36,10 @@ pub mod step {
     pub const LINE: u32 = 9;
     /// `line_start..line_end` is a chunk-size line: call `chunk_line`.
     pub const CHUNK_LINE: u32 = 10;
+    /// A header whose value matters is in hand: call `locate_value`, then `field_value`.
+    pub const FIELD: u32 = 32;
+    /// ... of an `x-amzn-trace-id`: call `xray_value`.
+    pub const XRAY_VALUE: u32 = 33;
     /// `Cursor::value_*` is the value of a header that frames the body: call `framing_value`.
     pub const FRAMING_VALUE: u32 = 11;
     /// ... of one of the request's own headers, or of W3C trace context: call `value`.
@@ -168,8 +172,8 @@ pub struct Cursor {
     pub hold: u8,
     /// Whose value it is: the request parser's own code.
     pub field: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// Its place in the configuration's list, `KEPT_HEADERS` if it is not listed.
+    pub listed: u8,
 }
 
 /// What of a line is in hand: [`Cursor::cut`].

@@ -7,7 +7,9 @@
 use super::super::context::Pending;
 use super::super::swar;
 use super::super::window::Window;
-use super::fields::{delimited_value, foreign_value, framing_value, header_line, value};
+use super::fields::{
+    delimited_value, field_value, foreign_value, framing_value, header_line, locate_value, value, xray_value,
+};
 use super::framing::{cut, flag, give_up, line_done, not_http, phase, step, Cursor, Framing, TAIL_BYTES};
 use crate::abi::{Settings, PATH_BYTES};
 
@@ -111,11 +113,22 @@ pub fn request_line_or_header(f: &mut Framing, r: &mut Request, c: &mut Cursor, 
             other => other,
         };
     }
-    match header_line(f, r, c, w, s) {
+    let mut next = header_line(f, r, c, w, s);
+    if next == step::FIELD {
+        locate_value(c, w);
+        next = field_value(f, r, c, w, s);
+    }
+    match next {
         step::FRAMING_VALUE => framing_value(f, c, w),
         step::VALUE => value(f, r, c, w, s),
         step::FOREIGN_VALUE => foreign_value(f, r, c, w),
         step::DELIMITED_VALUE => delimited_value(f, r, c, w),
+        step::XRAY_VALUE => {
+            while next == step::XRAY_VALUE {
+                next = xray_value(f, r, c, w);
+            }
+            next
+        }
         other => other,
     }
 }
