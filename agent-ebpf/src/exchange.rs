@@ -10,22 +10,45 @@ use spanwire_common::protocol::http1::Request;
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
-use crate::maps::{PipelineKey, EXECUTED, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
+use crate::maps::{PipelineKey, EXECUTED, GENERATORS, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
 use crate::state::{
     Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, ROLE_CLIENT,
-    ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE, TX,
+    ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
 use crate::{emit, ids, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
 
-/// A random 64-bit id, never zero.
+/// A random 64-bit id, never zero. xorshift128+ (Vigna 2014), one generator per CPU: `bpf_get_prandom_u32` costs a
+/// call for every 32 bits. A softirq that takes an id in between moves the generator on; it never repeats a state.
 #[inline(always)]
-fn random_id() -> u64 {
+pub fn random_id() -> u64 {
+    let Some(generator) = GENERATORS.get_ptr_mut(0) else {
+        return seed();
+    };
+    // SAFETY: an element of a per-CPU array.
+    let generator = unsafe { &mut *generator };
+    let [mut low, high] = *generator;
+    if low | high == 0 {
+        *generator = [seed(), seed()];
+        return seed();
+    }
+    low ^= low << 23;
+    low ^= low >> 18;
+    low ^= high ^ (high >> 5);
+    *generator = [high, low];
+    let id = high.wrapping_add(low);
+    id | u64::from(id == 0)
+}
+
+/// 64 bits of the kernel's generator, never zero.
+#[inline(always)]
+fn seed() -> u64 {
     // SAFETY: no arguments.
     let (high, low) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
-    u64::from(high) << 32 | u64::from(low | 1)
+    let id = u64::from(high) << 32 | u64::from(low);
+    id | u64::from(id == 0)
 }
 
 /// Looks the process up; a process nobody asked for is not admitted.
@@ -440,9 +463,6 @@ pub extern "C" fn response(exchange: *mut Exchange, scratch: *mut Scratch, point
         RESPONSE_BEGINS => {
             exchange.response_first_ns = now(call);
             exchange.state |= EX_RESPONSE;
-            if exchange.side == ROLE_SERVER {
-                unit::answering(exchange, call.pid_tgid);
-            }
             return 0;
         }
         RESPONSE_HEAD => {
@@ -483,11 +503,6 @@ fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
         return;
     }
     let server = exchange.side == ROLE_SERVER;
-    count(if server {
-        KernelCounter::ExchangesServer
-    } else {
-        KernelCounter::ExchangesClient
-    });
     if state & EX_EXCLUDED != 0 {
         count(KernelCounter::Excluded);
         return;

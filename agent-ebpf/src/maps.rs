@@ -27,9 +27,9 @@ pub static PORTS: HashMap<u32, PortValue, 1024> = HashMap::new();
 pub static SOCKETS: SkStorage<SockState> = SkStorage::new();
 
 /// State of stream unix sockets by cookie: the end of a unix socket shows only at its peer, which must find it here.
-/// Deleted when either end is seen to close, else by user space's sweep.
+/// Deleted when the peer's end of stream is read; a socket whose end nobody reads gives way to newer ones.
 #[btf_map]
-pub static UNIX_SOCKETS: HashMap<u64, SockState, 4096> = HashMap::new();
+pub static UNIX_SOCKETS: LruHashMap<u64, SockState, 4096> = LruHashMap::new();
 
 /// A zeroed state, to begin a unix socket's with. Never written.
 #[btf_map]
@@ -75,6 +75,10 @@ pub static COUNTERS: PerCpuArray<u64, KERNEL_COUNTERS> = PerCpuArray::new();
 /// Next sequence number of this CPU's ring.
 #[btf_map]
 pub static SEQUENCES: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// State of this CPU's generator of ids (xorshift128+), seeded from the kernel's.
+#[btf_map]
+pub static GENERATORS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
 
 /// Working memory: one element per hook that can be entered while another runs on the same CPU.
 #[btf_map]

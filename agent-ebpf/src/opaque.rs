@@ -147,7 +147,11 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
 #[inline(always)]
 fn send(turn: &mut OpaqueTurn) {
     let sent = emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
-    count(if sent { KernelCounter::ExchangesClient } else { KernelCounter::RingFullExchange });
+    count(if sent {
+        KernelCounter::ExchangesClient
+    } else {
+        KernelCounter::RingFullExchange
+    });
 }
 
 /// A receive: part of the turn under way.

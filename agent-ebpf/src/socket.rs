@@ -9,14 +9,14 @@ use spanwire_common::protocol::http1::phase;
 
 use crate::call::{describe, now, Buffer};
 use crate::count::{cost, count};
-use crate::exchange::{admit, response, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
-use crate::maps::{PipelineKey, PIPELINE, PROCESSES, SCRATCH, SETTINGS, SOCKETS, UNIX_SOCKETS};
+use crate::exchange::{admit, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_RESET};
+use crate::maps::{PROCESSES, SCRATCH, SETTINGS, SOCKETS, UNIX_SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
-    Call, Exchange, Scratch, SockState, EX_OPEN, EX_REQUEST_DONE, ROLE_CLIENT, ROLE_SERVER, RX, SOCK_BOUNDARY,
-    SOCK_CONNECTING, SOCK_INHERITED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
+    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, RX, SOCK_CONNECTING, SOCK_INHERITED,
+    SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{arch, emit, engine, opaque, unit, wire};
+use crate::{arch, engine, opaque, unit, wire};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -259,6 +259,9 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     };
     // SAFETY: as in `on_call`.
     let call = unsafe { &mut (*scratch).call };
+    if refused_as_a_whole() {
+        return;
+    }
     identify(sk, call, socket_family, direction);
     let own = (call.pid_tgid >> 32) as u32 == settings.own_pid;
     if !own && !admit(call, settings) {
@@ -283,6 +286,19 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
         new.position[(direction & 1) as usize] = len;
     }
     proceed(sk, state, scratch, len, flags, direction);
+}
+
+/// The process is known and no selector asks for it: the cheapest way out for everything that is not captured.
+#[inline(always)]
+fn refused_as_a_whole() -> bool {
+    // SAFETY: no arguments.
+    let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
+    cost(KernelCounter::MapOperations);
+    PROCESSES.get_ptr(&pid).is_some_and(|process| {
+        // SAFETY: a live map value.
+        let process = unsafe { &*process };
+        process.include == 0 || process.flags & process_flag::EXCLUDED != 0
+    })
 }
 
 /// Finds the bytes and hands them to the parser.
@@ -312,6 +328,9 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
         Buffer::Unreadable => count(KernelCounter::UnreadableBuffer),
     }
     engine::run(state, scratch);
+    if direction == TX && known.role == ROLE_SERVER && known.exchange.state & EX_RESPONSE != 0 {
+        unit::answering(&known.exchange, call.pid_tgid);
+    }
     if direction == RX {
         // The receive rule looks at the exchange as this call left it.
         let class = known.exchange.class;
@@ -342,11 +361,19 @@ fn received_elsewhere() {
 /// The peer has closed its direction.
 #[inline(always)]
 fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
+    let cookie = state.cookie;
     if state.flags & SOCK_OPAQUE != 0 {
-        opaque::end(state.cookie);
+        opaque::end(cookie);
+        if socket_family == AF_UNIX {
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     if state.role != ROLE_CLIENT {
+        if socket_family == AF_UNIX && state.exchange.state & EX_OPEN == 0 {
+            // A server whose client is gone and that owes no answer.
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(RX) else { return };
@@ -355,6 +382,9 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     identify(sk, call, socket_family, RX);
     locate(sk, call, socket_family, 0);
     if state.exchange.state & EX_OPEN == 0 {
+        if socket_family == AF_UNIX {
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
@@ -367,6 +397,7 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     if socket_family == AF_UNIX {
         // The server's end of a unix stream shows only here.
         opaque::end_peer(sk.unix_peer_cookie(), scratch, point);
+        let _ = UNIX_SOCKETS.remove(&cookie);
     }
 }
 

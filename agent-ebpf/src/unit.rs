@@ -42,7 +42,8 @@ pub fn open(exchange: &Exchange, call: &Call) {
     if exchange.request.context_format == context_format::W3C {
         remember_context(exchange);
     }
-    if !keeps_units(exchange.class) {
+    if !keeps_units(exchange.class) || is_nginx(exchange.class) {
+        // nginx's unit is set by the receive rule, at the end of the call.
         return;
     }
     let mut flags = if call.blocking != 0 { UNIT_BLOCKING } else { 0 };
@@ -56,11 +57,7 @@ pub fn open(exchange: &Exchange, call: &Call) {
         parent: 0,
         connecting: 0,
         state: UNIT_OPEN,
-        cause: if is_nginx(exchange.class) {
-            cause::IO
-        } else {
-            cause::THREAD
-        },
+        cause: cause::THREAD,
         flags,
         context_flags: exchange.request.context_flags,
         reader: exchange.pid,
@@ -94,7 +91,7 @@ fn set(thread: u64, mut unit: Unit, class: u8) {
 /// The request's last byte was read, by the thread of `call`.
 #[inline(always)]
 pub fn complete(exchange: &Exchange, call: &Call) {
-    if !keeps_units(exchange.class) {
+    if !keeps_units(exchange.class) || is_nginx(exchange.class) {
         return;
     }
     let reader = u64::from(exchange.pid) << 32 | u64::from(exchange.tid);
@@ -150,10 +147,38 @@ pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
     let server = exchange.side == ROLE_SERVER;
     cost(KernelCounter::MapOperations);
     let Some(entry) = UNITS.get_ptr_mut(&thread) else {
-        return;
+        // The worker's first receive: an entry to be changed in place from now on.
+        let unit = Unit {
+            trace_id: [0; 2],
+            span_id: 0,
+            tenant: 0,
+            parent: 0,
+            connecting: 0,
+            reader: exchange.pid,
+            state: UNIT_NONE,
+            cause: cause::IO,
+            flags: UNIT_COMPLETE,
+            context_flags: 0,
+        };
+        let _ = UNITS.insert(&thread, &unit, 0);
+        return received_by(exchange, thread, known);
     };
     // SAFETY: a live map value.
-    let entry = unsafe { &mut *entry };
+    work_for(unsafe { &mut *entry }, exchange, server, known);
+}
+
+/// As [`received`], for an entry that has just been made.
+#[inline(always)]
+fn received_by(exchange: &Exchange, thread: u64, known: bool) {
+    if let Some(entry) = UNITS.get_ptr_mut(&thread) {
+        // SAFETY: a live map value.
+        work_for(unsafe { &mut *entry }, exchange, exchange.side == ROLE_SERVER, known);
+    }
+}
+
+/// Makes the exchange's request what the unit works for.
+#[inline(always)]
+fn work_for(entry: &mut Unit, exchange: &Exchange, server: bool, known: bool) {
     entry.cause = cause::IO;
     entry.flags = UNIT_COMPLETE;
     if !known || (!server && exchange.cause != cause::IO) {

@@ -20,20 +20,26 @@ fn main() -> ExitCode {
     match &cli.command {
         Command::Run(args) => agent(args),
         Command::Status(args) => {
-            let source = Source::Api { url: args.api.clone(), token: token() };
+            let source = Source::Api {
+                url: args.api.clone(),
+                token: token(),
+            };
             client::finish(status::run(&source, &mut Output::for_stdout(out, args.output.json)))
         }
-        Command::Services(args) => {
-            client::finish(services::run(&source(&args.source), &mut Output::for_stdout(out, args.output.json)))
-        }
+        Command::Services(args) => client::finish(services::run(
+            &source(&args.source),
+            &mut Output::for_stdout(out, args.output.json),
+        )),
         Command::Traces(args) => client::finish(traces::run(
             &traces_options(args),
             &source(&args.source),
             &mut Output::for_stdout(out, args.output.json),
         )),
-        Command::Trace(args) => {
-            client::finish(trace::run(&args.id, &source(&args.source), &mut Output::for_stdout(out, args.output.json)))
-        }
+        Command::Trace(args) => client::finish(trace::run(
+            &args.id,
+            &source(&args.source),
+            &mut Output::for_stdout(out, args.output.json),
+        )),
         _ => ExitCode::FAILURE,
     }
 }
@@ -46,7 +52,10 @@ fn token() -> Option<String> {
 fn source(args: &SourceArgs) -> Source {
     match &args.store {
         Some(dir) => Source::Store(dir.clone()),
-        None => Source::Api { url: args.api.clone(), token: token() },
+        None => Source::Api {
+            url: args.api.clone(),
+            token: token(),
+        },
     }
 }
 
@@ -75,7 +84,11 @@ fn agent(args: &RunArgs) -> ExitCode {
             return ExitCode::from(cli::EXIT_BAD_USAGE);
         }
     };
-    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(args.log.filter()).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(args.log.filter())
+        .with_target(false)
+        .init();
     match run::run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

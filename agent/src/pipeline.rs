@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context;
 use spanwire_common::abi::{process_event, ProcessValue};
 use spanwire_common::drop::{KernelCounter, UserDrop};
 
@@ -22,7 +23,7 @@ use crate::assemble::{self, Assembler, Output};
 use crate::config::{ProcessFacts, SelectorRules};
 use crate::counters::{Counters, UnionStats};
 use crate::decode::{self, Event, Sequence};
-use crate::discover::{Discoverer, Hint, Process};
+use crate::discover::{Discoverer, Hint, ProcRoot, Process};
 use crate::enrich::{ClockOffset, Enricher};
 use crate::export::ExporterHandle;
 use crate::route::Router;
@@ -90,27 +91,45 @@ pub struct Snapshot {
 /// One line of [`Snapshot::processes`].
 #[derive(Clone, Debug)]
 pub struct ProcessLine {
+    /// Thread group id.
     pub pid: u32,
+    /// The executable's path, else the task's name.
     pub name: Box<str>,
+    /// `process.runtime.name`.
     pub runtime: Option<&'static str>,
+    /// The [`ProcessClass`](spanwire_common::abi::ProcessClass) it was given.
     pub class: String,
+    /// The evidence for the class.
     pub why: &'static str,
+    /// Some of its sockets may be captured.
     pub captured: bool,
+    /// The selector that decided.
     pub rule: Box<str>,
 }
 
 /// The stages and what they work with.
 pub struct DataPath {
+    /// The programs and their maps.
     pub kernel: Kernel,
+    /// Where records come from.
     pub rings: Rings,
+    /// What is captured.
     pub rules: Arc<SelectorRules>,
+    /// Stage: assemble.
     pub assembler: Assembler,
+    /// What a process is.
     pub discoverer: Discoverer,
+    /// Stage: enrich.
     pub enricher: Enricher,
+    /// Stage: sample.
     pub sampler: Sampler,
+    /// What stage route delivers to.
     pub sinks: Sinks,
+    /// The agent's own metrics.
     pub counters: Arc<Counters>,
+    /// Shared with the exclusions by request.
     pub masks: Masks,
+    /// Shared with the status commands.
     pub snapshot: Arc<Mutex<Snapshot>>,
 }
 
@@ -132,14 +151,24 @@ impl Running {
     }
 }
 
-/// Starts the data path's thread.
+/// Classifies the servers that run already, attaches the hooks, and starts the data path's thread.
 ///
 /// # Errors
-/// The thread cannot be made.
-pub fn start(path: DataPath) -> std::io::Result<Running> {
+/// A hook does not attach, or the thread cannot be made.
+pub fn start(path: DataPath) -> anyhow::Result<Running> {
+    let mut worker = Worker::new(path);
+    worker.classify_running(kernel::monotonic_ns());
+    worker.path.kernel.attach()?;
+    for hook in worker.path.kernel.attached() {
+        worker.path.counters.set_hook(hook, true);
+    }
+    worker.publish_snapshot(kernel::monotonic_ns());
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
-    let thread = std::thread::Builder::new().name("datapath".to_owned()).spawn(move || Worker::new(path).run(&seen))?;
+    let thread = std::thread::Builder::new()
+        .name("datapath".to_owned())
+        .spawn(move || worker.run(&seen))
+        .context("cannot start the data path's thread")?;
     Ok(Running { stop, thread })
 }
 
@@ -157,6 +186,13 @@ struct Worker {
     next_upkeep_ns: u64,
     lag_ns: u64,
 }
+
+/// Beginnings of the names of executables worth a look before anything is attached. Any other process is looked at when
+/// it shows traffic.
+const SERVERS: [&str; 14] = [
+    "nginx", "apache2", "httpd", "python", "pypy", "ruby", "node", "php", "java", "haproxy", "envoy", "dotnet",
+    "beam.smp", "caddy",
+];
 
 /// Processes remembered for the status page.
 const KNOWN: usize = 4096;
@@ -176,6 +212,14 @@ impl Worker {
             next_turns_ns: 0,
             next_upkeep_ns: 0,
             lag_ns: 0,
+        }
+    }
+
+    /// Tells the kernel side what the servers are that run already, so that their first request finds its rule in force.
+    /// Only programs that may serve are read whole.
+    fn classify_running(&mut self, now_ns: u64) {
+        for pid in ProcRoot::default().pids_of(&SERVERS) {
+            self.classify(&Hint::pid(pid), now_ns);
         }
     }
 
@@ -231,7 +275,9 @@ impl Worker {
             }
         }
         let outputs = &mut self.outputs;
-        self.path.assembler.push(event, now_ns, &mut |output| outputs.push(output));
+        self.path
+            .assembler
+            .push(event, now_ns, &mut |output| outputs.push(output));
         self.drain_outputs(now_ns);
     }
 
@@ -258,14 +304,26 @@ impl Worker {
         if let Some(parent) = process.info.ancestors.first() {
             self.path.assembler.set_parent(pid, *parent);
         }
-        self.path.masks.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, masks);
+        self.path
+            .masks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(pid, masks);
         if self.known.len() >= KNOWN && !self.known.contains_key(&pid) {
             return;
         }
         let rule = if captured {
-            self.path.rules.including(masks).next().map_or_else(|| "everything".into(), ToString::to_string)
+            self.path
+                .rules
+                .including(masks)
+                .next()
+                .map_or_else(|| "everything".into(), ToString::to_string)
         } else {
-            self.path.rules.excluding(masks).next().map_or_else(|| "not included".into(), ToString::to_string)
+            self.path
+                .rules
+                .excluding(masks)
+                .next()
+                .map_or_else(|| "not included".into(), ToString::to_string)
         };
         let line = ProcessLine {
             pid,
@@ -302,7 +360,8 @@ impl Worker {
         }
         self.path.counters.span(span.kind, span.parent_source);
         let sinks = &self.path.sinks;
-        self.router.push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
+        self.router
+            .push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
     }
 
     fn tick(&mut self, now_ns: u64) {
@@ -334,10 +393,15 @@ impl Worker {
         }
         self.path.discoverer.sweep(now_ns);
         self.publish_counters();
+        self.known
+            .retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
+        self.publish_snapshot(now_ns);
+    }
+
+    fn publish_snapshot(&mut self, now_ns: u64) {
         let stats = self.path.assembler.stats();
         let mut processes: Vec<ProcessLine> = self.known.values().cloned().collect();
         processes.sort_unstable_by_key(|line| line.pid);
-        self.known.retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
         let snapshot = Snapshot {
             hooks: self.path.kernel.attached().to_vec(),
             is_ready: true,
@@ -357,7 +421,9 @@ impl Worker {
         let refused = totals[KernelCounter::RingFullExchange as usize] + totals[KernelCounter::RingFullOther as usize];
         let unseen = self.lost.saturating_sub(refused);
         let told = self.path.counters.dropped_total(UserDrop::LostRecord);
-        self.path.counters.dropped(UserDrop::LostRecord, unseen.saturating_sub(told));
+        self.path
+            .counters
+            .dropped(UserDrop::LostRecord, unseen.saturating_sub(told));
         let stats = self.path.assembler.stats();
         self.path.counters.set_union(UnionStats {
             members: stats.union_size as u64,

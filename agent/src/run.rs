@@ -17,7 +17,7 @@ use crate::config::{self, Config, RequestFacts, RunFacts, SelectorRules};
 use crate::counters::Counters;
 use crate::discover::{self, Discoverer, ProcRoot};
 use crate::enrich::{self, Enricher};
-use crate::export::{Exporters, ExporterSettings, Protocol, Tuning};
+use crate::export::{ExporterSettings, Exporters, Protocol, Tuning};
 use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
 use crate::sample::Sampler;
 use crate::store::{Retention, Store};
@@ -58,24 +58,21 @@ pub fn run(config: &Config) -> Result<()> {
         count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
     })
     .context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
-    let facts = RunFacts { generation: 1, own_pid: std::process::id(), api_port: servers.api, health_port: servers.health };
+    let facts = RunFacts {
+        generation: 1,
+        own_pid: std::process::id(),
+        api_port: servers.api,
+        health_port: servers.health,
+    };
     for (port, value) in rules.ports() {
         kernel.set_port(port, value)?;
     }
     kernel.set_settings(config.settings(&rules, facts))?;
-    kernel.attach()?;
-    let hooks = kernel.attached().to_vec();
-    for hook in &hooks {
-        counters.set_hook(hook, true);
-    }
-    {
-        let mut first = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        first.hooks.clone_from(&hooks);
-        first.is_ready = true;
-    }
-    tracing::info!(hooks = ?hooks, api = %servers.address, "tracing");
     let masks = Masks::default();
-    let sinks = Sinks { exporters: exporters.handles(), store: store.clone() };
+    let sinks = Sinks {
+        exporters: exporters.handles(),
+        store: store.clone(),
+    };
     let data_path = pipeline::start(DataPath {
         kernel,
         rings: Rings::new(rings),
@@ -88,8 +85,8 @@ pub fn run(config: &Config) -> Result<()> {
         counters: Arc::clone(&counters),
         masks,
         snapshot,
-    })
-    .context("cannot start the data path's thread")?;
+    })?;
+    tracing::info!(api = %servers.address, "tracing");
     runtime.block_on(until_told())?;
     tracing::info!("detaching");
     data_path.stop();
@@ -119,7 +116,9 @@ async fn until_told() -> Result<()> {
 
 /// Ring size: `SPANWIRE_RING_BYTES` makes it small for tests of what an overflow does.
 fn ring_bytes() -> Result<u32> {
-    let Ok(text) = std::env::var("SPANWIRE_RING_BYTES") else { return Ok(RING_BYTES) };
+    let Ok(text) = std::env::var("SPANWIRE_RING_BYTES") else {
+        return Ok(RING_BYTES);
+    };
     match text.parse::<u32>() {
         Ok(bytes) if bytes.is_power_of_two() && bytes >= 4096 => Ok(bytes),
         _ => bail!("SPANWIRE_RING_BYTES: expected a power of two of at least 4096, got {text:?}"),
@@ -131,13 +130,16 @@ struct Lock {
     _file: File,
 }
 
-const LOCK: &str = "/run/spanwire.lock";
+/// In a folder of its own, which a container can share with its node and systemd can make for a user.
+const LOCK: &str = "/run/spanwire/lock";
 
 impl Lock {
     fn take() -> Result<Self> {
         // Tests that run agents of their own beside one another name locks of their own.
         let named = std::env::var_os("SPANWIRE_LOCK").map(PathBuf::from);
         let path = named.as_deref().unwrap_or(Path::new(LOCK));
+        // Where it cannot be made, opening the file says why.
+        let _ = path.parent().map(std::fs::create_dir_all);
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -152,7 +154,9 @@ impl Lock {
             let _ = file.read_to_string(&mut owner);
             bail!("another agent runs on this node (pid {}): stop it first", owner.trim());
         }
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()))?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))?;
         Ok(Self { _file: file })
     }
 }
@@ -160,7 +164,12 @@ impl Lock {
 /// Where /run is read-only (a container with a read-only root), the lock is in the temporary directory.
 fn fallback_lock() -> std::io::Result<File> {
     let path = std::env::temp_dir().join("spanwire.lock");
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
 }
 
 fn open_store(config: &Config) -> Result<Option<Arc<Store>>> {
@@ -197,14 +206,23 @@ fn exporter_settings(config: &Config) -> Vec<ExporterSettings> {
 fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) -> assemble::Options {
     let (rules, masks) = (Arc::clone(rules), Arc::clone(masks));
     let exclusion = move |record: &ExchangeRecord, user_agent: Option<&str>| {
-        let masks = masks.lock().unwrap_or_else(PoisonError::into_inner).get(&record.pid).copied().unwrap_or_default();
+        let masks = masks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&record.pid)
+            .copied()
+            .unwrap_or_default();
         if masks.exclude_requests == 0 {
             return false;
         }
         let path = record.path.get(..usize::from(record.path_len)).unwrap_or_default();
         let is_server = record.side == spanwire_common::abi::side::SERVER;
         let facts = RequestFacts {
-            server_port: if is_server { record.local_port } else { record.remote_port },
+            server_port: if is_server {
+                record.local_port
+            } else {
+                record.remote_port
+            },
             path: std::str::from_utf8(path).unwrap_or_default(),
             user_agent,
         };
@@ -214,7 +232,7 @@ fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) 
         keep_unclassified: config.capture.include.is_empty(),
         local: LocalAddrs {
             addresses: discover::addresses::local_addresses(Path::new("/proc/net")),
-            ranges: Vec::new(),
+            ranges: config.local_ranges.0.iter().map(config::AddressRange::parts).collect(),
         },
         exclusion: Some(Box::new(exclusion)),
         ..assemble::Options::default()
@@ -233,13 +251,22 @@ fn enrich_options(config: &Config) -> enrich::Options {
             config::ClientAddress::Prefix => enrich::ClientAddress::Prefix,
             config::ClientAddress::Off => enrich::ClientAddress::Off,
         },
-        header_names: config.capture.headers.iter().map(|name| name.as_str().to_owned()).collect(),
-        node: enrich::Node { host_name: host_name().into(), distro_version: env!("CARGO_PKG_VERSION") },
+        header_names: config
+            .capture
+            .headers
+            .iter()
+            .map(|name| name.as_str().to_owned())
+            .collect(),
+        node: enrich::Node {
+            host_name: host_name().into(),
+            distro_version: env!("CARGO_PKG_VERSION"),
+        },
     }
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }
 
 /// Where the API and the health listener ended up.
@@ -252,7 +279,11 @@ struct Ports {
 async fn serve(config: &Config, state: ApiState, stopped: &watch::Receiver<()>) -> Result<Ports> {
     let api = Server::api(config.api.listen, state.clone()).await?;
     let address = api.address()?;
-    let mut ports = Ports { api: address.port(), health: 0, address };
+    let mut ports = Ports {
+        api: address.port(),
+        health: 0,
+        address,
+    };
     let gone = |mut stopped: watch::Receiver<()>| async move { while stopped.changed().await.is_ok() {} };
     if let Some(listen) = config.health {
         let health = Server::health(listen, state).await?;
@@ -291,7 +322,14 @@ fn api_state(
     let status = {
         let (counters, snapshot, stats) = (Arc::clone(counters), Arc::clone(snapshot), store_stats.clone());
         let started_ns = kernel::monotonic_ns();
-        move || status(&counters, &snapshot, stats.as_ref().and_then(|stats| stats.problem()), started_ns)
+        move || {
+            status(
+                &counters,
+                &snapshot,
+                stats.as_ref().and_then(|stats| stats.problem()).as_deref(),
+                started_ns,
+            )
+        }
     };
     let ready = {
         let snapshot = Arc::clone(snapshot);
@@ -315,7 +353,8 @@ fn api_state(
 }
 
 fn read_token(path: &PathBuf) -> Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("api.token_file: cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("api.token_file: cannot read {}", path.display()))?;
     let token = text.trim();
     if token.is_empty() {
         bail!("api.token_file: {} is empty; write a token into it", path.display());
@@ -326,7 +365,7 @@ fn read_token(path: &PathBuf) -> Result<String> {
 fn status(
     counters: &Counters,
     snapshot: &Mutex<Snapshot>,
-    store_problem: Option<String>,
+    store_problem: Option<&str>,
     started_ns: u64,
 ) -> serde_json::Value {
     let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -367,6 +406,12 @@ fn drops(counters: &Counters) -> serde_json::Map<String, serde_json::Value> {
         ("kernel" | "opaque" | "note", reason) => Some((reason, counters.kernel(*counter))),
         _ => None,
     });
-    let user = UserDrop::ALL.iter().map(|reason| (reason.label().1, counters.dropped_total(*reason)));
-    kernel.chain(user).filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.to_owned(), count.into())).collect()
+    let user = UserDrop::ALL
+        .iter()
+        .map(|reason| (reason.label().1, counters.dropped_total(*reason)));
+    kernel
+        .chain(user)
+        .filter(|(_, count)| *count > 0)
+        .map(|(reason, count)| (reason.to_owned(), count.into()))
+        .collect()
 }

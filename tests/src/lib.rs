@@ -12,6 +12,7 @@
 //! - [`spans`], [`judge`]: exported spans held against the truth
 //! - [`search`]: where a secret is found: files, bytes, a process's memory
 //! - [`kernel`], [`metrics`]: what is loaded in the kernel, and what the agent counts
+//! - [`manifests`], [`pod`]: the files of `deploy/`, and the agent started as they say
 //! - [`cases`]: several cases against one set of services, all run, all reported
 //!
 //! The tests need root (the agent loads eBPF programs) and the packages that `cargo xtask` installs. A test that
@@ -28,8 +29,10 @@ pub mod http;
 pub mod judge;
 pub mod kernel;
 pub mod load;
+pub mod manifests;
 pub mod metrics;
 pub mod place;
+pub mod pod;
 pub mod receiver;
 pub mod search;
 pub mod service;

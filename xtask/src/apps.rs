@@ -7,13 +7,16 @@ use anyhow::{bail, Context, Result};
 
 use crate::{packages, process, workspace};
 
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 18] = [
     "apache2",
     "bpftool",
+    "ca-certificates",
     "curl",
     "haproxy",
     "hey",
+    "iproute2",
     "libapache2-mod-php",
+    "libcap2-bin",
     "nginx-light",
     "php-cgi",
     "php-fpm",
@@ -21,6 +24,7 @@ const PACKAGES: [&str; 14] = [
     "python3-venv",
     "ruby",
     "ruby-webrick",
+    "systemd",
     "wrk",
 ];
 

@@ -26,7 +26,11 @@ fn v4(trie: &str) -> impl Iterator<Item = Ipv4Addr> + '_ {
 }
 
 fn v6(table: &str) -> impl Iterator<Item = Ipv6Addr> + '_ {
-    let address = |line: &str| u128::from_str_radix(line.split_whitespace().next()?, 16).ok().map(Ipv6Addr::from);
+    let address = |line: &str| {
+        u128::from_str_radix(line.split_whitespace().next()?, 16)
+            .ok()
+            .map(Ipv6Addr::from)
+    };
     table.lines().filter_map(address)
 }
 

@@ -5,11 +5,12 @@
 //! anything.
 
 use std::borrow::Cow;
+use std::io;
 use std::ops::ControlFlow;
 
 use zeroize::Zeroizing;
 
-use super::procfs::{read_chunks, ProcRoot};
+use super::procfs::{read_chunks, read_environment_chunks, ProcRoot};
 
 /// What a process says about itself by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,10 +50,15 @@ impl DeclaredResource {
     pub(super) fn read(root: &ProcRoot, pid: u32) -> Self {
         let mut scan = Scan::default();
         // A process that ends meanwhile, or may not be read, declares nothing.
-        let _ = read_chunks(&root.of(pid, "environ"), ENVIRON_BYTES, |chunk| {
+        let read = read_chunks(&root.of(pid, "environ"), ENVIRON_BYTES, |chunk| {
             scan.feed(chunk);
             ControlFlow::Continue(())
         });
+        let is_refused = read.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        if is_refused && root.is_of_system() {
+            scan = Scan::default();
+            let _ = read_environment_chunks(root, pid, ENVIRON_BYTES, |chunk| scan.feed(chunk));
+        }
         scan.end_of_variable();
         scan.declared()
     }

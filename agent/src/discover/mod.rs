@@ -16,6 +16,7 @@
 //!
 //! [`ProcessClass::Other`]: spanwire_common::abi::ProcessClass::Other
 
+pub mod addresses;
 mod cache;
 mod cgroup;
 mod elf;
@@ -23,7 +24,6 @@ mod environment;
 mod maps;
 mod process;
 mod procfs;
-pub mod addresses;
 pub mod runtime;
 mod script;
 

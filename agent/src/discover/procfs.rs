@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::sys::memory;
+
 /// Where /proc is: the system's, or a fabricated tree in tests.
 #[derive(Clone, Debug)]
 pub struct ProcRoot {
     path: PathBuf,
 }
+
+/// Most processes looked at when the agent starts.
+const PIDS: usize = 65_536;
 
 /// What is read of /proc/PID/stat.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +47,11 @@ impl ProcRoot {
     /// The path of `name` of process `pid`.
     pub fn of(&self, pid: u32, name: &str) -> PathBuf {
         self.path.join(pid.to_string()).join(name)
+    }
+
+    /// The system's own: what it says of a process is true of the process of that id here.
+    pub(super) fn is_of_system(&self) -> bool {
+        self.path == Path::new("/proc")
     }
 
     /// The path of `name` of the reading process.
@@ -78,6 +88,16 @@ impl ProcRoot {
             .nth(1)?
             .parse()
             .ok()
+    }
+
+    /// Processes whose executable's name begins with one of `names`: one link is read for each process there is.
+    pub fn pids_of(&self, names: &[&str]) -> Vec<u32> {
+        let runs = |pid: &u32| {
+            let exe = self.exe(*pid).unwrap_or_default();
+            let name = exe.rsplit('/').next().unwrap_or_default();
+            names.iter().any(|start| name.starts_with(start))
+        };
+        self.pids(PIDS).into_iter().filter(runs).collect()
     }
 
     /// The resolved executable: path inside the process's own mount namespace, without the kernel's mark for a file
@@ -136,6 +156,39 @@ pub(super) fn read_chunks(
     Ok(false)
 }
 
+/// As [`read_chunks`] of a process's environment, taken from its memory: its file is its user's alone, which not even
+/// root may read without a capability for that; its memory may be read with CAP_SYS_PTRACE.
+pub(super) fn read_environment_chunks(
+    root: &ProcRoot,
+    pid: u32,
+    limit: usize,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let bytes = read_at_most(&root.of(pid, "stat"), STAT_BYTES)?;
+    let Some((mut address, end)) = parse_environment_range(&bytes) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let end = end.min(address.saturating_add(limit as u64));
+    let mut buffer = Zeroizing::new([0u8; CHUNK_BYTES]);
+    while address < end {
+        let wanted = usize::try_from(end - address).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
+        let read = memory::read(pid, address, buffer.get_mut(..wanted).unwrap_or_default())?;
+        each(buffer.get(..read).unwrap_or_default());
+        buffer.zeroize();
+        address += read as u64;
+    }
+    Ok(())
+}
+
+/// Fields 50 and 51 of stat, which are 0 for whom they are not meant.
+fn parse_environment_range(bytes: &[u8]) -> Option<(u64, u64)> {
+    let close = bytes.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(bytes.get(close + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace().skip(50 - 3);
+    let (start, end) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    (start != 0 && start <= end).then_some((start, end))
+}
+
 /// The command's name may hold anything, parentheses and spaces included: fields are counted after the last ')'.
 fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let open = bytes.iter().position(|byte| *byte == b'(')?;
@@ -186,6 +239,28 @@ mod tests {
         assert!(!whole.unwrap());
         assert_eq!(seen, CHUNK_BYTES);
         assert!(read_chunks(file.path(), 1 << 20, |_| ControlFlow::Continue(())).unwrap());
+    }
+
+    #[test]
+    fn an_environment_is_the_same_by_file_and_by_memory() {
+        let root = ProcRoot::default();
+        let pid = std::process::id();
+        let mut by_memory = Vec::new();
+        read_environment_chunks(&root, pid, 1 << 20, |chunk| by_memory.extend_from_slice(chunk)).unwrap();
+        assert!(!by_memory.is_empty());
+        assert_eq!(*by_memory, **read_at_most(&root.of(pid, "environ"), 1 << 20).unwrap());
+        let mut cut = 0;
+        read_environment_chunks(&root, pid, 10, |chunk| cut += chunk.len()).unwrap();
+        assert_eq!(cut, 10);
+    }
+
+    #[test]
+    fn an_environment_that_is_not_told_is_refused() {
+        let stat = |start: &str, end: &str| format!("42 (a) b) {} {start} {end} 0", "S ".repeat(47));
+        assert_eq!(parse_environment_range(stat("16", "32").as_bytes()), Some((16, 32)));
+        assert_eq!(parse_environment_range(stat("0", "0").as_bytes()), None);
+        assert_eq!(parse_environment_range(stat("32", "16").as_bytes()), None);
+        assert_eq!(parse_environment_range(b"42 (a) S 1"), None);
     }
 
     #[test]

@@ -114,12 +114,16 @@ impl Btf {
         let (count, kind) = ((info & 0xffff) as usize, info >> 24 & 0x1f);
         let body = at + 12;
         let extra = match kind {
-            1 | 14 | 17 => 4, // int, var, decl_tag
-            3 => 12,          // array
-            KIND_STRUCT | KIND_UNION => count * 12,
-            6 | 13 => count * 8,       // enum, func_proto
-            15 | 19 => count * 12,     // datasec, enum64
-            2 | 7..=12 | 16 | 18 => 0, // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
+            // int, var, decl_tag
+            1 | 14 | 17 => 4,
+            // array
+            3 => 12,
+            // struct, union, datasec, enum64
+            KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
+            // enum, func_proto
+            6 | 13 => count * 8,
+            // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
+            2 | 7..=12 | 16 | 18 => 0,
             _ => return Err(BtfError::Malformed { at }),
         };
         if kind == KIND_STRUCT || kind == KIND_UNION {

@@ -82,7 +82,7 @@ pub const HOOKS: [&str; 6] = [
     "sock_send_length",
 ];
 
-const OFFSETS: [(&str, &str, &str); 26] = [
+const OFFSETS: [(&str, &str, &str); 25] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -107,7 +107,6 @@ const OFFSETS: [(&str, &str, &str); 26] = [
     ("OFF_UNIX_PEER", "unix_sock", "peer"),
     ("OFF_TASK_PID", "task_struct", "pid"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
-    ("OFF_TASK_PARENT", "task_struct", "real_parent"),
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
@@ -227,7 +226,11 @@ impl Kernel {
         self.ebpf
             .programs()
             .filter_map(|(name, program)| {
-                program.info().ok()?.verified_instruction_count().map(|count| (name.to_owned(), count))
+                program
+                    .info()
+                    .ok()?
+                    .verified_instruction_count()
+                    .map(|count| (name.to_owned(), count))
             })
             .collect()
     }

@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod btf;
 pub mod kernel;
+pub mod memory;
 pub mod pod;
 pub mod probe;
 pub mod ring;

@@ -36,7 +36,11 @@ impl Rings {
         let mut polled: Vec<libc::pollfd> = self
             .rings
             .iter()
-            .map(|ring| libc::pollfd { fd: ring.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+            .map(|ring| libc::pollfd {
+                fd: ring.as_raw_fd(),
+                events: libc::POLLIN,
+                revents: 0,
+            })
             .collect();
         let milliseconds = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: a valid array of its own length; an early return (a signal) only means an early look.

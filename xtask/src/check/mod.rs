@@ -124,6 +124,8 @@ fn documentation() -> Result<()> {
         "doc",
         "--quiet",
         "--no-deps",
+        // Its readers are who works on it.
+        "--document-private-items",
         "--package",
         "spanwire-common",
         "--package",

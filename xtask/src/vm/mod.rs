@@ -8,7 +8,7 @@ use std::env;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use anyhow::{anyhow, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 
 use self::machine::Console;
 use crate::{packages, process, toolchain};
@@ -31,6 +31,9 @@ const KEEP: [&str; 8] = [
 /// Runs the command (a shell, where none is given) in the directory we are in; its exit status is ours.
 pub(crate) fn vm(wanted: &str, command: &[String]) -> Result<ExitCode> {
     if !process::is_root() {
+        if process::find("sudo").is_none() {
+            bail!("sharing this machine's files with a virtual machine needs root; there is no sudo here: run this command as root");
+        }
         return as_root(wanted, command);
     }
     ensure_tools()?;
