@@ -93,11 +93,17 @@ fn machine() -> Result<String> {
         .and_then(|line| line.split(": ").nth(1))
         .unwrap_or("unknown processor");
     Ok(format!(
-        "{}, Linux {}, {} x {model}, load average after the run {}, commit {}",
+        "{}, Linux {}, {} x {model}, load average after the run {}, commit {}{}",
         text("date", &["-u", "+%Y-%m-%d %H:%M UTC"])?,
         text("uname", &["-r"])?,
         models.len(),
         load.split_whitespace().next().unwrap_or_default(),
         text("git", &["rev-parse", "--short", "HEAD"])?,
+        // The commit says nothing about such a binary.
+        if env::var_os("SPANWIRE_BIN").is_some() {
+            " (the agent an earlier build, given by SPANWIRE_BIN)"
+        } else {
+            ""
+        },
     ))
 }

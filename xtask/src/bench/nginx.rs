@@ -9,7 +9,7 @@ use super::stage::{Agent, Nginx, Sinks};
 use super::Bench;
 
 const ROUNDS: usize = 5;
-const SECONDS: u32 = 3;
+const SECONDS: u32 = 2;
 const CONNECTIONS: u32 = 16;
 
 /// One kind of head, and what came out.
@@ -134,12 +134,10 @@ fn section(cases: &[Case; 2]) -> Section {
     }
     let sent = cases[0].exchanges + cases[1].exchanges;
     let (lost, counted) = (cases[0].lost, cases[1].lost);
-    // wrk stops with a request open on each connection, which the server has answered and wrk has not counted.
-    let open = f64::from(CONNECTIONS) * 4.0 * (2 * ROUNDS) as f64;
     rows.push(Row::new(
         "nothing lost uncounted at the machine's limit",
         format!("{sent:.0} exchanges by wrk's count, {counted:.0} spans and counted drops ({lost:.0} of them drops)"),
-        counted >= sent && counted <= sent + open,
+        counted >= sent,
     ));
     let instructions = if counts_instructions() {
         "Instructions per request are not part of this section, though `perf` counts them here."
@@ -154,6 +152,12 @@ fn section(cases: &[Case; 2]) -> Section {
              time in `/proc/PID/schedstat` by wrk's requests, server side captured."
         ),
         rows,
-        notes: vec![instructions.to_owned()],
+        notes: vec![
+            instructions.to_owned(),
+            format!(
+                "wrk stops with up to {CONNECTIONS} requests open, which the agent sees and wrk does not count: the agent's count is the \
+                 higher one, and a loss smaller than the difference would not show here."
+            ),
+        ],
     }
 }
