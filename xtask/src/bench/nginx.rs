@@ -8,7 +8,7 @@ use super::page::{Row, Section};
 use super::stage::{Agent, Nginx, Sinks};
 use super::Bench;
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const SECONDS: u32 = 2;
 const CONNECTIONS: u32 = 16;
 

@@ -11,7 +11,7 @@ use super::stage::{free_port, Agent, Nginx, Place, Running, Sinks};
 use super::Bench;
 use crate::{process, workspace};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 const SECONDS: u32 = 3;
 
 /// A service under load.
