@@ -67,7 +67,12 @@ pub(super) fn measure(bench: &Bench) -> Result<Section> {
              without counting, `kernel.bpf_stats_enabled=1`, `bpftool prog show`; the statistics' own cost of about 50 ns a run is in them."
         ),
         rows,
-        notes: Vec::new(),
+        notes: vec![
+            "User reads: nginx writes head and body as two pieces of one `writev`. `agent-ebpf/src/call.rs` reads each entry of the iovec \
+             array by itself, and the bytes of each piece; with the request's one read that makes five. Reading the array at once, \
+             and no byte of a body whose length is known, would make three."
+                .to_owned(),
+        ],
     })
 }
 

@@ -101,7 +101,7 @@ fn machine() -> Result<String> {
         text("git", &["rev-parse", "--short", "HEAD"])?,
         // The commit says nothing about such a binary.
         if env::var_os("SPANWIRE_BIN").is_some() {
-            " (the agent an earlier build, given by SPANWIRE_BIN)"
+            " (the agent a build given by SPANWIRE_BIN)"
         } else {
             ""
         },

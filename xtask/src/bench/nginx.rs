@@ -154,6 +154,10 @@ fn section(cases: &[Case; 2]) -> Section {
         rows,
         notes: vec![
             instructions.to_owned(),
+            "What the worker pays is the time of the two programs in `budget`, which run in its system calls; that they take so long is why \
+             CPU per request misses its mark where it does. Throughput also pays for the agent, which at full speed wants processors \
+             that the worker and wrk have filled already."
+                .to_owned(),
             format!(
                 "wrk stops with up to {CONNECTIONS} requests open, which the agent sees and wrk does not count: the agent's count is the \
                  higher one, and a loss smaller than the difference would not show here."
