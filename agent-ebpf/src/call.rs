@@ -14,7 +14,7 @@ use crate::count::{cost, count};
 use crate::maps::{VectorPosition, VECTORS};
 use crate::state::{Call, Scratch, SPILL_BYTES};
 
-/// The most pieces one fill gathers from.
+/// The most empty pieces one fill passes over.
 const GATHER: u32 = 8;
 /// The most pieces one skip passes over.
 const SKIP: u32 = 64;
@@ -162,7 +162,7 @@ pub extern "C" fn fill(scratch: *mut Scratch) -> u32 {
     let mut added = 0u32;
     for _ in 0..GATHER {
         let at = scratch.cursor.end;
-        if at > (CARRY_BYTES + FILL_BYTES) as u32 || added >= FILL_BYTES as u32 || scratch.call.unread == 0 {
+        if at > (CARRY_BYTES + FILL_BYTES) as u32 || scratch.call.unread == 0 {
             break;
         }
         if scratch.call.left == 0 {
@@ -172,11 +172,9 @@ pub extern "C" fn fill(scratch: *mut Scratch) -> u32 {
             continue;
         }
         let mut bytes = scratch.call.left.min(scratch.call.unread);
-        let room = (FILL_BYTES as u32).wrapping_sub(added);
-        if bytes > u64::from(room) {
-            bytes = u64::from(room);
+        if bytes > FILL_BYTES as u64 {
+            bytes = FILL_BYTES as u64;
         }
-        // verifier: the room's bound does not survive the subtraction.
         let bytes = bound_fill(bytes);
         // SAFETY: `at` is at most CARRY + FILL, `bytes` at most FILL: `spill` follows the window for the sum.
         let read = unsafe {
@@ -191,7 +189,10 @@ pub extern "C" fn fill(scratch: *mut Scratch) -> u32 {
         scratch.call.left = scratch.call.left.wrapping_sub(u64::from(bytes));
         scratch.call.unread = scratch.call.unread.wrapping_sub(u64::from(bytes));
         scratch.cursor.end = at.wrapping_add(bytes);
-        added = added.wrapping_add(bytes);
+        added = bytes;
+        // One piece at a time: a head that ends in it needs no other (nginx: head and body are two), and one that
+        // does not asks again.
+        break;
     }
     added
 }
