@@ -108,8 +108,27 @@ request_function! {
     foreign_value, |f, request, cursor, window, _settings| request::foreign_value(f, request, cursor, window)
 }
 request_function! {
-    /// The value of another vendor's trace context that holds all of it.
-    delimited_value, |f, request, cursor, window, _settings| request::delimited_value(f, request, cursor, window)
+    /// The value of another vendor's trace context that holds all of it: `b3`,
+    b3_value, |f, request, cursor, window, _settings| request::b3_value(f, request, cursor, window)
+}
+request_function! {
+    /// ... `uber-trace-id`,
+    jaeger_value, |f, request, cursor, window, _settings| request::jaeger_value(f, request, cursor, window)
+}
+request_function! {
+    /// ... or `x-amzn-trace-id`.
+    xray_value, |f, request, cursor, window, _settings| request::xray_value(f, request, cursor, window)
+}
+
+/// The value of a delimited trace context.
+#[inline(always)]
+fn delimited_value(state: *mut SockState, scratch: *mut Scratch) -> u32 {
+    // SAFETY: a whole object.
+    match unsafe { (*scratch).cursor.field } {
+        request::FIELD_B3 => b3_value(state, scratch),
+        request::FIELD_JAEGER => jaeger_value(state, scratch),
+        _ => xray_value(state, scratch),
+    }
 }
 
 /// The contents of a line of a request's head.

@@ -68,7 +68,10 @@ pub fn on_call(sk: Sock, state: &mut SockState, settings: &Settings, socket_fami
 }
 
 /// A send: a turn of its own, if it follows a receive and a traced request is being served.
-#[inline(always)]
+///
+/// verifier: a function of its own for its stack: beside the parser's functions, a whole turn in the program's own frame
+/// is more than the 512 bytes that kernels before 6.13 have for a program and all that it calls.
+#[inline(never)]
 fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) {
     let cookie = state.cookie;
     let Some(unit) = unit::current(thread) else { return };

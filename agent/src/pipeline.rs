@@ -75,6 +75,8 @@ impl Sinks {
 pub struct Snapshot {
     /// Hooks attached.
     pub hooks: Vec<&'static str>,
+    /// The family of hooks that sees sends and receives.
+    pub family: &'static str,
     /// Every hook is attached.
     pub is_ready: bool,
     /// Processes that showed traffic: (pid, executable or name, class, why, captured, rule).
@@ -358,6 +360,7 @@ impl Worker {
             .retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
         let snapshot = Snapshot {
             hooks: self.path.kernel.attached().to_vec(),
+            family: self.path.kernel.family().name(),
             is_ready: true,
             processes,
             assemble: stats,

@@ -70,15 +70,20 @@ pub fn run(config: &Config) -> Result<()> {
     kernel.set_settings(config.settings(&rules, facts))?;
     kernel.attach()?;
     let hooks = kernel.attached().to_vec();
+    let family = kernel.family().name();
+    for refusal in kernel.refusals() {
+        tracing::info!(refusal, "hooks not used");
+    }
     for hook in &hooks {
         counters.set_hook(hook, true);
     }
     {
         let mut first = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
         first.hooks.clone_from(&hooks);
+        first.family = family;
         first.is_ready = true;
     }
-    tracing::info!(hooks = ?hooks, api = %servers.address, "tracing");
+    tracing::info!(family, hooks = ?hooks, api = %servers.address, "tracing");
     let masks = Masks::default();
     let sinks = Sinks {
         exporters: exporters.handles(),
@@ -349,7 +354,7 @@ fn api_state(
             let problem = store_stats.as_ref().and_then(|stats| stats.problem());
             Readiness {
                 is_ready: snapshot.is_ready,
-                body: json!({"ready": snapshot.is_ready, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
+                body: json!({"ready": snapshot.is_ready, "family": snapshot.family, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
             }
         }
     };
@@ -396,7 +401,7 @@ fn status(
         "uptimeSeconds": (kernel::monotonic_ns().saturating_sub(started_ns)) / 1_000_000_000,
         "ready": snapshot.is_ready,
         "hooks": snapshot.hooks,
-        "family": "tp_btf",
+        "family": snapshot.family,
         "processes": processes,
         "drops": drops(counters),
         "assemble": {

@@ -629,17 +629,40 @@ pub fn foreign_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Windo
     line_done(f, c)
 }
 
-/// The value of another vendor's trace context that holds all of it, delimited.
+/// The value of another vendor's trace context that holds all of it, delimited. The kernel side calls the three
+/// functions below, each in a frame of its own: one frame for all of them is half of a program's stack.
 #[inline(always)]
 pub fn delimited_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
-    let (from, to) = (c.value_from, context_end(c));
-    if c.field == Field::B3 as u8 {
-        context::b3_single(r, w, from, to);
-    } else if c.field == Field::Jaeger as u8 {
-        context::jaeger(r, w, from, to);
-    } else {
-        context::xray(r, w, from, to);
+    match c.field {
+        FIELD_B3 => b3_value(f, r, c, w),
+        FIELD_JAEGER => jaeger_value(f, r, c, w),
+        _ => xray_value(f, r, c, w),
     }
+}
+
+/// [`Cursor::field`] of `b3`.
+pub const FIELD_B3: u8 = Field::B3 as u8;
+/// [`Cursor::field`] of `uber-trace-id`.
+pub const FIELD_JAEGER: u8 = Field::Jaeger as u8;
+
+/// The value of `b3`.
+#[inline(always)]
+pub fn b3_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    context::b3_single(r, w, c.value_from, context_end(c));
+    line_done(f, c)
+}
+
+/// The value of `uber-trace-id`.
+#[inline(always)]
+pub fn jaeger_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    context::jaeger(r, w, c.value_from, context_end(c));
+    line_done(f, c)
+}
+
+/// The value of `x-amzn-trace-id`.
+#[inline(always)]
+pub fn xray_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window) -> u32 {
+    context::xray(r, w, c.value_from, context_end(c));
     line_done(f, c)
 }
 
