@@ -23,6 +23,8 @@ use crate::state::{
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
 const STEPS: u32 = 1024;
+/// Fields of an `x-amzn-trace-id`, and one step to end with.
+const XRAY_FIELDS: u32 = 10;
 /// Exchanges finished at once when a connection dies.
 const FINISHES: u32 = 33;
 
@@ -93,42 +95,39 @@ request_function! {
 }
 request_function! {
     /// A header line of a request, or the end of its head.
-    header_line, |f, request, cursor, window, settings| request::header_line(f, request, cursor, window, settings)
+    header_line, |f, request, cursor, window, settings| http1::header_line(f, request, cursor, window, settings)
+}
+request_function! {
+    /// Where the value of the header in hand lies.
+    locate_value, |_f, _request, cursor, window, _settings| {
+        http1::locate_value(cursor, window);
+        0
+    }
+}
+request_function! {
+    /// What is to be done with it.
+    field_value, |f, request, cursor, window, settings| http1::field_value(f, request, cursor, window, settings)
 }
 request_function! {
     /// The value of a header that frames the body.
-    framing_value, |f, _request, cursor, window, _settings| request::framing_value(f, cursor, window)
+    framing_value, |f, _request, cursor, window, _settings| http1::framing_value(f, cursor, window)
 }
 request_function! {
     /// The value of one of the request's own headers.
-    own_value, |f, request, cursor, window, settings| request::value(f, request, cursor, window, settings)
+    own_value, |f, request, cursor, window, settings| http1::value(f, request, cursor, window, settings)
 }
 request_function! {
     /// The value of another vendor's trace context.
-    foreign_value, |f, request, cursor, window, _settings| request::foreign_value(f, request, cursor, window)
+    foreign_value, |f, request, cursor, window, _settings| http1::foreign_value(f, request, cursor, window)
 }
 request_function! {
-    /// The value of another vendor's trace context that holds all of it: `b3`,
-    b3_value, |f, request, cursor, window, _settings| request::b3_value(f, request, cursor, window)
-}
-request_function! {
-    /// ... `uber-trace-id`,
-    jaeger_value, |f, request, cursor, window, _settings| request::jaeger_value(f, request, cursor, window)
-}
-request_function! {
-    /// ... or `x-amzn-trace-id`.
-    xray_value, |f, request, cursor, window, _settings| request::xray_value(f, request, cursor, window)
+    /// The value of another vendor's trace context that holds all of it.
+    delimited_value, |f, request, cursor, window, _settings| http1::delimited_value(f, request, cursor, window)
 }
 
-/// The value of a delimited trace context.
-#[inline(always)]
-fn delimited_value(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    // SAFETY: a whole object.
-    match unsafe { (*scratch).cursor.field } {
-        request::FIELD_B3 => b3_value(state, scratch),
-        request::FIELD_JAEGER => jaeger_value(state, scratch),
-        _ => xray_value(state, scratch),
-    }
+request_function! {
+    /// The value of an `x-amzn-trace-id`.
+    xray_value, |f, request, cursor, window, _settings| http1::xray_value(f, request, cursor, window)
 }
 
 /// The contents of a line of a request's head.
@@ -140,11 +139,25 @@ fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: boo
             other => other,
         };
     }
-    match header_line(state, scratch) {
+    let mut next = header_line(state, scratch);
+    if next == code::FIELD {
+        locate_value(state, scratch);
+        next = field_value(state, scratch);
+    }
+    match next {
         code::FRAMING_VALUE => framing_value(state, scratch),
         code::VALUE => own_value(state, scratch),
         code::FOREIGN_VALUE => foreign_value(state, scratch),
         code::DELIMITED_VALUE => delimited_value(state, scratch),
+        code::XRAY_VALUE => {
+            for _ in 0..XRAY_FIELDS {
+                next = xray_value(state, scratch);
+                if next != code::XRAY_VALUE {
+                    break;
+                }
+            }
+            next
+        }
         other => other,
     }
 }

@@ -390,7 +390,7 @@ fn choose(
 /// On one line; the verifier's whole log goes to the agent's log, if asked for.
 fn refusal(family: Family, error: &KernelError) -> String {
     let text = error.to_string();
-    tracing::debug!(family = family.name(), "{text}");
+    if std::env::var_os("FB").is_some() { eprintln!("{text}"); }
     format!("{}: {}", family.name(), one_line(&text))
 }
 

@@ -36,13 +36,17 @@ pub mod step {
     pub const LINE: u32 = 9;
     /// `line_start..line_end` is a chunk-size line: call `chunk_line`.
     pub const CHUNK_LINE: u32 = 10;
-    /// `Cursor::value_*` is the value of a header that frames the body: call `request::framing_value`.
+    /// A header whose value matters is in hand: call `locate_value`, then `field_value`.
+    pub const FIELD: u32 = 32;
+    /// ... of an `x-amzn-trace-id`: call `xray_value`.
+    pub const XRAY_VALUE: u32 = 33;
+    /// `Cursor::value_*` is the value of a header that frames the body: call `framing_value`.
     pub const FRAMING_VALUE: u32 = 11;
-    /// ... of one of the request's own headers, or of W3C trace context: call `request::value`.
+    /// ... of one of the request's own headers, or of W3C trace context: call `value`.
     pub const VALUE: u32 = 12;
-    /// ... of another vendor's trace context: call `request::foreign_value`.
+    /// ... of another vendor's trace context: call `foreign_value`.
     pub const FOREIGN_VALUE: u32 = 13;
-    /// ... of another vendor's trace context in one delimited value: call `request::delimited_value`.
+    /// ... of another vendor's trace context in one delimited value: call `delimited_value`.
     pub const DELIMITED_VALUE: u32 = 15;
     /// The request line in hand is one; `Cursor::value_*` is its target: call `request::target`.
     pub const TARGET: u32 = 14;
@@ -168,8 +172,8 @@ pub struct Cursor {
     pub hold: u8,
     /// Whose value it is: the request parser's own code.
     pub field: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// Its place in the configuration's list, `KEPT_HEADERS` if it is not listed.
+    pub listed: u8,
 }
 
 /// What of a line is in hand: [`Cursor::cut`].

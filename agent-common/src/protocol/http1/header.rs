@@ -49,7 +49,7 @@ impl Name {
 
 /// Finds the value: its first byte and the position behind its last, blanks around it left out.
 #[inline(always)]
-pub(super) fn locate_value(c: &mut Cursor, w: &Window) {
+pub fn locate_value(c: &mut Cursor, w: &Window) {
     let mut from = c.colon + 1;
     if w.byte(from) == b' ' {
         from += 1;

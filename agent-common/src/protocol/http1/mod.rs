@@ -23,6 +23,7 @@
 //! Names of header fields nobody asked for are not checked further, and the query of a request line longer than
 //! [`framing::LINE_BYTES`] is passed over unread.
 
+pub mod fields;
 pub mod framing;
 mod header;
 pub mod request;
@@ -30,6 +31,9 @@ pub mod response;
 #[cfg(any(test, feature = "host"))]
 pub mod stream;
 
+pub use fields::{
+    delimited_value, field_value, foreign_value, framing_value, header_line, locate_value, value, xray_value,
+};
 pub use framing::{advance, chunk_line, cut, flag, needs_scan, phase, scan, step, Cursor, Framing};
 pub use request::{request_line_or_header, Method, Request};
 pub use response::response_line;
