@@ -16,7 +16,11 @@ fn context(lines: &[&str]) -> (u8, String, String, u8) {
     let events = requests(head.as_bytes());
     assert_eq!(events, requests_by(head.as_bytes(), 7), "{lines:?} in pieces");
     let r = first_request(&events);
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+    };
     (r.context_format, hex(&r.trace_id), hex(&r.parent_id), r.context_flags)
 }
 
@@ -309,7 +313,7 @@ fn precedence_does_not_depend_on_the_order() {
     let lines = [
         format!("traceparent: 00-{TRACE}-{PARENT}-01"),
         format!("b3: {PARENT}{PARENT}-{PARENT}-0"),
-        format!("uber-trace-id: 1:2:0:0"),
+        "uber-trace-id: 1:2:0:0".to_owned(),
         "x-amzn-trace-id: Root=1-00000000-000000000000000000000003;Parent=0000000000000004;Sampled=0".to_owned(),
         "x-datadog-trace-id: 5\r\nx-datadog-parent-id: 6\r\nx-datadog-sampling-priority: 0".to_owned(),
     ];

@@ -280,7 +280,7 @@ fn listed_headers_and_the_tenant() {
         ("user-agent", false, true),
     ]);
     let bytes = b"GET / HTTP/1.1\r\nX-Tenant-ID:  acme \r\nx-tenant-idd: no\r\nX-REQUEST-ID: 42\r\nUser-Agent: kube-probe/1.30\r\n\r\n";
-    let events = requests_with(settings, bytes);
+    let events = requests_with(&settings, bytes);
     assert_eq!(
         shape(&events),
         "begin text:2:0:acme text:3:0:acme text:2:1:42 text:2:2:kube-probe/1.30 GET / end:0"
@@ -298,7 +298,7 @@ fn kept_values_are_cut_at_128_bytes() {
     let settings = settings(&[("x-long", false, true)]);
     for (len, is_cut) in [(128, false), (129, true), (1500, true), (5000, true)] {
         let bytes = format!("GET / HTTP/1.1\r\nx-long: {}\r\n\r\n", "v".repeat(len));
-        let events = requests_with(settings, bytes.as_bytes());
+        let events = requests_with(&settings, bytes.as_bytes());
         let kept = Event::Text {
             what: 2,
             index: 0,

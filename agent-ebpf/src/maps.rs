@@ -27,9 +27,9 @@ pub static PORTS: HashMap<u32, PortValue, 1024> = HashMap::new();
 pub static SOCKETS: SkStorage<SockState> = SkStorage::new();
 
 /// State of stream unix sockets by cookie: the end of a unix socket shows only at its peer, which must find it here.
-/// Deleted when either end is seen to close, else by user space's sweep.
+/// Deleted when the peer's end of stream is read; a socket whose end nobody reads gives way to newer ones.
 #[btf_map]
-pub static UNIX_SOCKETS: HashMap<u64, SockState, 4096> = HashMap::new();
+pub static UNIX_SOCKETS: LruHashMap<u64, SockState, 4096> = LruHashMap::new();
 
 /// A zeroed state, to begin a unix socket's with. Never written.
 #[btf_map]

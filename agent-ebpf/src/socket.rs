@@ -361,11 +361,19 @@ fn received_elsewhere() {
 /// The peer has closed its direction.
 #[inline(always)]
 fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
+    let cookie = state.cookie;
     if state.flags & SOCK_OPAQUE != 0 {
-        opaque::end(state.cookie);
+        opaque::end(cookie);
+        if socket_family == AF_UNIX {
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     if state.role != ROLE_CLIENT {
+        if socket_family == AF_UNIX && state.exchange.state & EX_OPEN == 0 {
+            // A server whose client is gone and that owes no answer.
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     let Some(scratch) = SCRATCH.get_ptr_mut(RX) else { return };
@@ -374,6 +382,9 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     identify(sk, call, socket_family, RX);
     locate(sk, call, socket_family, 0);
     if state.exchange.state & EX_OPEN == 0 {
+        if socket_family == AF_UNIX {
+            let _ = UNIX_SOCKETS.remove(&cookie);
+        }
         return;
     }
     let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
@@ -386,6 +397,7 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     if socket_family == AF_UNIX {
         // The server's end of a unix stream shows only here.
         opaque::end_peer(sk.unix_peer_cookie(), scratch, point);
+        let _ = UNIX_SOCKETS.remove(&cookie);
     }
 }
 

@@ -74,7 +74,7 @@ pub struct SockState {
     pub flags: u8,
     /// Earlier exchanges of this socket that wait for their responses, in PIPELINE.
     pub queued: u8,
-    pub idle_sweeps: u8,
+    pub reserved: u8,
     pub generation: u32,
     /// Ordinal of the next request.
     pub next_ordinal: u32,

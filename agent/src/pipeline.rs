@@ -92,27 +92,45 @@ pub struct Snapshot {
 /// One line of [`Snapshot::processes`].
 #[derive(Clone, Debug)]
 pub struct ProcessLine {
+    /// Thread group id.
     pub pid: u32,
+    /// The executable's path, else the task's name.
     pub name: Box<str>,
+    /// `process.runtime.name`.
     pub runtime: Option<&'static str>,
+    /// The [`ProcessClass`](spanwire_common::abi::ProcessClass) it was given.
     pub class: String,
+    /// The evidence for the class.
     pub why: &'static str,
+    /// Some of its sockets may be captured.
     pub captured: bool,
+    /// The selector that decided.
     pub rule: Box<str>,
 }
 
 /// The stages and what they work with.
 pub struct DataPath {
+    /// The programs and their maps.
     pub kernel: Kernel,
+    /// Where records come from.
     pub rings: Rings,
+    /// What is captured.
     pub rules: Arc<SelectorRules>,
+    /// Stage: assemble.
     pub assembler: Assembler,
+    /// What a process is.
     pub discoverer: Discoverer,
+    /// Stage: enrich.
     pub enricher: Enricher,
+    /// Stage: sample.
     pub sampler: Sampler,
+    /// What stage route delivers to.
     pub sinks: Sinks,
+    /// The agent's own metrics.
     pub counters: Arc<Counters>,
+    /// Shared with the exclusions by request.
     pub masks: Masks,
+    /// Shared with the status commands.
     pub snapshot: Arc<Mutex<Snapshot>>,
 }
 

@@ -248,7 +248,7 @@ fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) 
         keep_unclassified: config.capture.include.is_empty(),
         local: LocalAddrs {
             addresses: discover::addresses::local_addresses(Path::new("/proc/net")),
-            ranges: Vec::new(),
+            ranges: config.local_ranges.0.iter().map(config::AddressRange::parts).collect(),
         },
         exclusion: Some(Box::new(exclusion)),
         ..assemble::Options::default()

@@ -67,15 +67,25 @@ hex_id!(SpanId, 8);
 /// How a span's parent was found: `spanwire.parent.source` (contract.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ParentSource {
+    /// A context in the request's head.
     Header,
+    /// The other end of the connection.
     Wire,
+    /// The thread that sent it was serving the parent.
     Thread,
+    /// As `Thread`, inherited over a fork.
     Process,
+    /// As `Thread`, of a goroutine; no rule gives it yet.
     Goroutine,
+    /// As `Thread`, of a runtime's task; no rule gives it yet.
     Task,
+    /// The runtime's own context; no rule gives it yet.
     Context,
+    /// nginx's receive rule.
     Io,
+    /// There is no parent.
     Root,
+    /// There may be one, and it cannot be told which.
     Unknown,
 }
 
@@ -113,12 +123,19 @@ impl ParentSource {
 /// Why a parent is unknown: `spanwire.parent.reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum UnknownReason {
+    /// No rule holds for the process.
     Runtime,
+    /// Two open requests on one unit of execution, or with the same header.
     Overlap,
+    /// Another thread read part of the request.
     Handoff,
+    /// The other end is captured, and was not met.
     LostEvent,
+    /// The connection is older than the agent.
     AttachedLate,
+    /// The other end is on another node.
     Remote,
+    /// The evidence contradicts itself.
     Contradiction,
 }
 
@@ -139,6 +156,7 @@ impl UnknownReason {
 /// A span's parent: exact, or absent with the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parent {
+    /// By what it is known.
     pub source: ParentSource,
     /// Present exactly when `source` is neither `Root` nor `Unknown`.
     pub span_id: Option<SpanId>,
@@ -153,6 +171,7 @@ pub struct Settled {
     pub record: Box<ExchangeRecord>,
     /// After the union of trace ids.
     pub trace_id: TraceId,
+    /// Exact, or absent with the reason.
     pub parent: Parent,
     /// The trace's tenant, once known.
     pub tenant: Option<Arc<str>>,
@@ -221,28 +240,40 @@ pub type Attribute = (Cow<'static, str>, Value);
 pub struct Resource {
     /// `service.name`, also among `attributes`.
     pub service_name: Arc<str>,
+    /// All of them.
     pub attributes: Vec<Attribute>,
 }
 
 /// A finished span.
 #[derive(Clone, Debug)]
 pub struct Span {
+    /// After the union of trace ids.
     pub trace_id: TraceId,
+    /// Its own.
     pub span_id: SpanId,
+    /// Present exactly when the parent is.
     pub parent_span_id: Option<SpanId>,
+    /// By what the parent is known.
     pub parent_source: ParentSource,
     /// W3C trace flags: bit 0 sampled, bit 1 random.
     pub trace_flags: u8,
+    /// W3C tracestate of an adopted header.
     pub trace_state: Option<Box<str>>,
+    /// The side that was seen.
     pub kind: SpanKind,
     /// `{method} {route}`.
     pub name: Arc<str>,
+    /// First byte of the request, as this side saw it.
     pub start_unix_ns: u64,
+    /// Last byte of the response, or the end otherwise.
     pub end_unix_ns: u64,
+    /// By the conventions for HTTP.
     pub status: SpanStatus,
     /// Without the resource's.
     pub attributes: Vec<Attribute>,
+    /// Who made it.
     pub resource: Arc<Resource>,
+    /// The trace's, once known.
     pub tenant: Option<Arc<str>>,
 }
 
@@ -252,6 +283,8 @@ pub type SpanBatch = Arc<[Span]>;
 /// A trace id that lost the union, and the one that stands for it now: the store resolves any id that ever left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceAlias {
+    /// The id that lost.
     pub alias: TraceId,
+    /// The id that stands for it.
     pub canonical: TraceId,
 }

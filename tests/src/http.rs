@@ -51,6 +51,8 @@ impl Read for Stream {
 /// One connection, kept alive as long as both sides want.
 pub struct Connection {
     stream: BufReader<Stream>,
+    /// The `Host` header: the agent's own API answers only those who name it.
+    host: String,
     open: bool,
 }
 
@@ -72,8 +74,13 @@ impl Connection {
                 Stream::Unix(stream)
             }
         };
+        let host = match target {
+            Target::Tcp(addr) => addr.to_string(),
+            Target::Unix(_) => "localhost".to_owned(),
+        };
         Ok(Self {
             stream: BufReader::new(stream),
+            host,
             open: true,
         })
     }
@@ -94,7 +101,7 @@ impl Connection {
 
     /// A request with optional body, and its response.
     pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<Response> {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: test.invalid\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.host);
         for (name, value) in headers {
             head.extend([name, ": ", value, "\r\n"]);
         }

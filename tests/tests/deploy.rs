@@ -105,7 +105,7 @@ fn the_agent_accepts_the_configurations() {
         check_configuration(&file).unwrap();
     }
     // What stands there as an example would be accepted, too.
-    let uncommented: String = text.lines().map(|line| format!("{}\n", example(line))).collect();
+    let uncommented = text.lines().map(example).collect::<Vec<_>>().join("\n");
     assert!(uncommented.contains("\nexport:\n") && uncommented.contains("\ncapture:\n"));
     check_configuration(&place.write("examples.yaml", &uncommented).unwrap()).unwrap();
 

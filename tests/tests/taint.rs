@@ -199,7 +199,7 @@ fn api_output(agent: &Agent) -> Result<String> {
     ] {
         let _ = writeln!(all, "{}", agent.get(path)?.text());
     }
-    for trace in agent.traces("since=1h&limit=1000")? {
+    for trace in agent.all_traces()? {
         let _ = writeln!(all, "{}", agent.get(&format!("/api/traces/{}", trace.trace_id))?.text());
     }
     Ok(all)

@@ -10,12 +10,12 @@ pub use spanwire_common::protocol::http1::{step, Request};
 
 /// The events of requests that come in one call.
 pub fn requests(bytes: &[u8]) -> Vec<Event> {
-    requests_with(Settings::default(), bytes)
+    requests_with(&Settings::default(), bytes)
 }
 
 /// ... with these settings.
-pub fn requests_with(settings: Settings, bytes: &[u8]) -> Vec<Event> {
-    events(Direction::Requests, settings, bytes, &[])
+pub fn requests_with(settings: &Settings, bytes: &[u8]) -> Vec<Event> {
+    events(Direction::Requests, *settings, bytes, &[])
 }
 
 /// ... in calls of `size` bytes.

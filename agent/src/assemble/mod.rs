@@ -10,10 +10,10 @@
 //! does not matter. `docs/adr/0001-late-evidence.md` has the reasons.
 //!
 //! Invariants:
-//! - A parent is exact or absent ([`judge`]); an edge never joins two traces.
-//! - A trace id adopted from a header is never rewritten ([`union`]).
+//! - A parent is exact or absent (`judge`); an edge never joins two traces.
+//! - A trace id adopted from a header is never rewritten (`union`).
 //! - Every exchange leaves exactly once: as [`Output::Settled`] or in an [`Output::Dropped`].
-//! - No I/O, clock or channel; every table is bounded ([`recent`]).
+//! - No I/O, clock or channel; every table is bounded (`recent`).
 
 mod arrive;
 mod attempts;

@@ -1,6 +1,6 @@
 //! Selectors in the form both sides work with: numbered items and masks.
 //!
-//! The kernel side knows sockets by process and port ([`ProcessValue`], [`PortValue`], [`Settings`]): an include or
+//! The kernel side knows sockets by process and port (`ProcessValue`, [`PortValue`], [`Settings`]): an include or
 //! exclude item holds where both of its parts do. What needs the request (a path, a user agent) is decided here,
 //! once the record has arrived; only plain user-agent prefixes are compared in the kernel.
 

@@ -211,6 +211,11 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
+    /// (network, prefix length).
+    pub fn parts(&self) -> (IpAddr, u8) {
+        (self.network, self.prefix_bits)
+    }
+
     /// Loopback, private, link-local, shared (RFC 6598) and unique local ranges.
     pub fn private() -> Vec<Self> {
         let v4 = |a, b, c, d, prefix_bits| Self {

@@ -9,7 +9,7 @@ use super::sources;
 use crate::workspace;
 
 /// The agent's modules, in order. Those of one row do not know each other.
-const ROWS: [&[&str]; 13] = [
+const ROWS: [&[&str]; 15] = [
     &["span"],
     &["counters"],
     &["config"],
@@ -20,9 +20,12 @@ const ROWS: [&[&str]; 13] = [
     &["enrich"],
     &["sample"],
     &["route"],
-    &["export", "store"],
+    // The store keeps spans in the bytes that are exported (`export::wire`).
+    &["export"],
+    &["store"],
     &["web"],
     &["pipeline"],
+    &["run"],
 ];
 /// Composes everything; anything may be imported there.
 const TOP: [&str; 2] = ["cli", "main"];
