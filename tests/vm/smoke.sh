@@ -45,11 +45,12 @@ pids=$server
 wait_for "server" curl -sf http://127.0.0.1:8099/hello.txt
 
 loaded >"$place/before"
-"$agent" run --config /dev/stdin >"$place/agent.log" 2>&1 <<END &
+cat >"$place/spanwire.yaml" <<END
 capture: {include: [{port: 8099}], paths: raw}
 api: {listen: "$api"}
 store: {path: "$place/store"}
 END
+"$agent" run --config "$place/spanwire.yaml" >"$place/agent.log" 2>&1 &
 agent_pid=$!
 pids="$pids $agent_pid"
 started() { ! kill -0 "$agent_pid" 2>/dev/null || curl -sf "http://$api/readyz"; }
