@@ -12,8 +12,8 @@ use spanwire_common::protocol::window::CARRY_BYTES;
 use crate::call::{copy_kernel, fill, skip};
 use crate::count::{cost, count};
 use crate::exchange::{
-    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS, RESPONSE_ENDS, RESPONSE_HEAD,
-    RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_UPGRADED,
+    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS,
+    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_UPGRADED,
 };
 use crate::maps::{Carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{

@@ -66,9 +66,9 @@ curl -s -o "$place/list" http://127.0.0.1:8099/
 spans() { curl -s "http://$api/api/traces?limit=10" | tr '{' '\n' | grep -c '"spanCount":2'; }
 whole() { [ "$(spans)" -eq 3 ]; }
 wait_for "three traces of two spans: $(curl -s "http://$api/api/traces?limit=10")" whole
-"$agent" traces --server "http://$api" || fail "no list of traces"
+"$agent" traces --api "http://$api" || fail "no list of traces"
 trace=$(curl -s "http://$api/api/traces?limit=10" | tr ',{' '\n\n' | sed -n 's/.*"traceId":"\([0-9a-f]*\)".*/\1/p' | tail -n 1)
-"$agent" trace "$trace" --server "http://$api" >"$place/tree" || fail "no trace $trace"
+"$agent" trace "$trace" --api "http://$api" >"$place/tree" || fail "no trace $trace"
 cat "$place/tree"
 grep -q 'GET /hello.txt' "$place/tree" || fail "the first request is not in its trace"
 curl -s "http://$api/metrics" | grep -E '^spanwire_(opaque|kernel_dropped|dropped|hook)[a-z_]*\{' | grep -v ' 0$' || true

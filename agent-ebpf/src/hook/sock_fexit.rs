@@ -1,6 +1,6 @@
-//! fexit on the functions that move a stream's bytes (net/ipv4/tcp.c, net/unix/af_unix.c): for kernels before 6.3, which
-//! have no sock_send_length and sock_recv_length. They run in the calling thread, after the fact, and their arguments
-//! are trusted pointers too, so everything behind the entry is the same.
+//! fexit on the functions that move a stream's bytes (net/ipv4/tcp.c, net/unix/af_unix.c): for kernels without
+//! sock_send_length and sock_recv_length. They run in the calling thread, after the fact, and their arguments are
+//! trusted pointers too, so everything behind the entry is the same.
 //!
 //! The loader attaches these only where the kernel's functions have the parameters named here (agent/src/sys/hooks.rs).
 //! Only streams pass here, so a datagram received by nginx does not end its turn.

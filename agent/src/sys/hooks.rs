@@ -20,7 +20,7 @@ pub const ALWAYS: [&str; 4] = [
 pub enum Family {
     /// BTF tracepoints sock_recv_length and sock_send_length (6.3+).
     TpBtf,
-    /// fexit on the protocols' own functions (5.19+ by their parameters).
+    /// fexit on the protocols' own functions, where they have the parameters that the programs expect.
     Fexit,
 }
 

@@ -387,11 +387,9 @@ fn choose(
     Err(KernelError::NoFamily(refusals.join("; ")))
 }
 
-/// On one line; the verifier's whole log goes to the agent's log, if asked for.
+/// On one line: the verifier's whole log is pages long.
 fn refusal(family: Family, error: &KernelError) -> String {
-    let text = error.to_string();
-    if std::env::var_os("FB").is_some() { eprintln!("{text}"); }
-    format!("{}: {}", family.name(), one_line(&text))
+    format!("{}: {}", family.name(), one_line(&error.to_string()))
 }
 
 fn load_family(
