@@ -9,7 +9,7 @@ use spanwire_common::protocol::http1::phase;
 
 use crate::call::{describe, now, Buffer};
 use crate::count::{cost, count};
-use crate::exchange::{admit, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_RESET};
+use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_RESET};
 use crate::maps::{PROCESSES, SCRATCH, SETTINGS, SOCKETS, UNIX_SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
@@ -470,6 +470,7 @@ fn connect_begins(sk: Sock) {
     if !admit(call, settings) {
         return;
     }
+    call.class = class_or_name(u32::from(call.class)) as u8;
     locate(sk, call, socket_family, 0);
     let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
     if state.is_null() {

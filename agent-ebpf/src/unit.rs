@@ -81,9 +81,12 @@ fn set(thread: u64, mut unit: Unit, class: u8) {
     let other = entry.span_id != unit.span_id;
     let alive = entry.state == UNIT_OPEN && entry.parent == 0 && entry.flags & UNIT_DEAD == 0;
     if other && alive && !is_nginx(class) {
-        // Two open requests on one thread: neither can be named, for good (correlation.md, intro).
+        // Two open requests on one thread: neither can be named (correlation.md, intro), and where the thread was to
+        // tell, it is not asked again. A process without a class yet may be of one that asks something else.
         unit.state = UNIT_AMBIGUOUS;
-        demote((thread >> 32) as u32);
+        if class != ProcessClass::Unclassified as u8 {
+            demote((thread >> 32) as u32);
+        }
     }
     *entry = unit;
 }
@@ -322,7 +325,7 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     }
     if unit.state == UNIT_CLOSED {
         // A send after its response: this thread does not work for one request at a time (correlation.md, intro).
-        if unit.cause == cause::THREAD {
+        if unit.cause == cause::THREAD && exchange.class != ProcessClass::Unclassified as u8 {
             demote(process);
             exchange.flags |= flag::DEMOTED;
         }

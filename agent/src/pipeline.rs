@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Context;
 use spanwire_common::abi::{process_event, ProcessValue};
 use spanwire_common::drop::{KernelCounter, UserDrop};
 
@@ -22,7 +23,7 @@ use crate::assemble::{self, Assembler, Output};
 use crate::config::{ProcessFacts, SelectorRules};
 use crate::counters::{Counters, UnionStats};
 use crate::decode::{self, Event, Sequence};
-use crate::discover::{Discoverer, Hint, Process};
+use crate::discover::{Discoverer, Hint, ProcRoot, Process};
 use crate::enrich::{ClockOffset, Enricher};
 use crate::export::ExporterHandle;
 use crate::route::Router;
@@ -152,16 +153,28 @@ impl Running {
     }
 }
 
-/// Starts the data path's thread.
+/// Classifies the servers that run already, attaches the hooks, and starts the data path's thread.
 ///
 /// # Errors
-/// The thread cannot be made.
-pub fn start(path: DataPath) -> std::io::Result<Running> {
+/// A hook does not attach, or the thread cannot be made.
+pub fn start(path: DataPath) -> anyhow::Result<Running> {
+    let mut worker = Worker::new(path);
+    worker.classify_running(kernel::monotonic_ns());
+    worker.path.kernel.attach()?;
+    for refusal in worker.path.kernel.refusals() {
+        tracing::info!(refusal, "hooks not used");
+    }
+    tracing::info!(family = worker.path.kernel.family().name(), hooks = ?worker.path.kernel.attached(), "attached");
+    for hook in worker.path.kernel.attached() {
+        worker.path.counters.set_hook(hook, true);
+    }
+    worker.publish_snapshot(kernel::monotonic_ns());
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
     let thread = std::thread::Builder::new()
         .name("datapath".to_owned())
-        .spawn(move || Worker::new(path).run(&seen))?;
+        .spawn(move || worker.run(&seen))
+        .context("cannot start the data path's thread")?;
     Ok(Running { stop, thread })
 }
 
@@ -179,6 +192,13 @@ struct Worker {
     next_upkeep_ns: u64,
     lag_ns: u64,
 }
+
+/// Beginnings of the names of executables worth a look before anything is attached. Any other process is looked at when
+/// it shows traffic.
+const SERVERS: [&str; 14] = [
+    "nginx", "apache2", "httpd", "python", "pypy", "ruby", "node", "php", "java", "haproxy", "envoy", "dotnet",
+    "beam.smp", "caddy",
+];
 
 /// Processes remembered for the status page.
 const KNOWN: usize = 4096;
@@ -198,6 +218,14 @@ impl Worker {
             next_turns_ns: 0,
             next_upkeep_ns: 0,
             lag_ns: 0,
+        }
+    }
+
+    /// Tells the kernel side what the servers are that run already, so that their first request finds its rule in force.
+    /// Only programs that may serve are read whole.
+    fn classify_running(&mut self, now_ns: u64) {
+        for pid in ProcRoot::default().pids_of(&SERVERS) {
+            self.classify(&Hint::pid(pid), now_ns);
         }
     }
 
@@ -371,11 +399,15 @@ impl Worker {
         }
         self.path.discoverer.sweep(now_ns);
         self.publish_counters();
+        self.known
+            .retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
+        self.publish_snapshot(now_ns);
+    }
+
+    fn publish_snapshot(&mut self, now_ns: u64) {
         let stats = self.path.assembler.stats();
         let mut processes: Vec<ProcessLine> = self.known.values().cloned().collect();
         processes.sort_unstable_by_key(|line| line.pid);
-        self.known
-            .retain(|pid, _| std::path::Path::new("/proc").join(pid.to_string()).exists());
         let snapshot = Snapshot {
             hooks: self.path.kernel.attached().to_vec(),
             family: self.path.kernel.family().name(),

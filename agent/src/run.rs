@@ -68,22 +68,6 @@ pub fn run(config: &Config) -> Result<()> {
         kernel.set_port(port, value)?;
     }
     kernel.set_settings(config.settings(&rules, facts))?;
-    kernel.attach()?;
-    let hooks = kernel.attached().to_vec();
-    let family = kernel.family().name();
-    for refusal in kernel.refusals() {
-        tracing::info!(refusal, "hooks not used");
-    }
-    for hook in &hooks {
-        counters.set_hook(hook, true);
-    }
-    {
-        let mut first = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
-        first.hooks.clone_from(&hooks);
-        first.family = family;
-        first.is_ready = true;
-    }
-    tracing::info!(family, hooks = ?hooks, api = %servers.address, "tracing");
     let masks = Masks::default();
     let sinks = Sinks {
         exporters: exporters.handles(),
@@ -101,8 +85,8 @@ pub fn run(config: &Config) -> Result<()> {
         counters: Arc::clone(&counters),
         masks,
         snapshot,
-    })
-    .context("cannot start the data path's thread")?;
+    })?;
+    tracing::info!(api = %servers.address, "tracing");
     runtime.block_on(until_told())?;
     tracing::info!("detaching");
     data_path.stop();

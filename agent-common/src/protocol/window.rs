@@ -19,10 +19,15 @@ pub const WINDOW_WORDS: usize = 512;
 const FILLED_WORDS: usize = (CARRY_BYTES + FILL_BYTES) / 8 + 1;
 /// Words a line touches: what is longer than a carry is cut ([`super::http1::framing::LINE_BYTES`]).
 const LINE_WORDS: usize = CARRY_BYTES / 8 + 1;
-/// Words a run of blanks around a value touches; a longer one stays part of the value, which fails its own check.
-const BLANK_WORDS: usize = 65;
-/// Words one field of a delimited value touches; the same.
-const FIELD_WORDS: usize = 17;
+/// Longest run of blanks around a value that is taken off; the rest stays part of the value, which fails its own check.
+/// Counted in bytes from where it begins: in words it would depend on where the line happens to lie.
+const BLANK_BYTES: u32 = 512;
+/// Words such a run touches.
+const BLANK_WORDS: usize = BLANK_BYTES as usize / 8 + 1;
+/// Longest field of a delimited value; the same.
+const FIELD_BYTES: u32 = 128;
+/// Words such a field touches.
+const FIELD_WORDS: usize = FIELD_BYTES as usize / 8 + 1;
 
 const _: () = assert!(WINDOW_WORDS.is_power_of_two() && CARRY_BYTES + FILL_BYTES + 16 <= WINDOW_WORDS * 8);
 
@@ -42,6 +47,16 @@ impl Default for Window {
             words: [0; WINDOW_WORDS],
             cell: Cell::new(0),
         }
+    }
+}
+
+/// The smaller one.
+#[inline(always)]
+const fn nearer(a: u32, b: u32) -> u32 {
+    if a < b {
+        a
+    } else {
+        b
     }
 }
 
@@ -113,13 +128,20 @@ impl Window {
     /// As [`Self::find_byte`], for a field of a delimited value; `to` where it is longer than any.
     #[inline(always)]
     pub fn find_delimiter(&self, from: u32, to: u32, byte: u8) -> u32 {
-        self.find::<FIELD_WORDS>(from, to, |word| swar::equal(word, byte))
+        let limit = nearer(from.wrapping_add(FIELD_BYTES), to);
+        let found = self.find::<FIELD_WORDS>(from, limit, |word| swar::equal(word, byte));
+        if found == limit {
+            to
+        } else {
+            found
+        }
     }
 
-    /// The first position in `from..to` whose byte is neither space nor tab, else `to`.
+    /// The first position in `from..to` whose byte is neither space nor tab, else `to`; 512 bytes on at the most.
     #[inline(always)]
     pub fn find_text(&self, from: u32, to: u32) -> u32 {
-        self.find::<BLANK_WORDS>(from, to, swar::not_blank)
+        let limit = nearer(from.wrapping_add(BLANK_BYTES), to);
+        self.find::<BLANK_WORDS>(from, limit, swar::not_blank)
     }
 
     /// The first position in `from..to` of a `?` or `#`, else `to`.
@@ -166,7 +188,7 @@ impl Window {
     #[inline(always)]
     pub fn trim_end(&self, from: u32, to: u32) -> u32 {
         let mut end = to;
-        for _ in 0..BLANK_WORDS {
+        for _ in 0..BLANK_BYTES / 8 {
             if end <= from {
                 break;
             }

@@ -23,6 +23,8 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         // SAFETY: a live map value, copied. A fork is the same program: class and selectors hold for the child.
         let mut process = unsafe { *entry };
         process.flags &= !process_flag::SERVES;
+        // Nobody has asked about the child yet.
+        process.reserved[0] = 0;
         let _ = PROCESSES.insert(&pid, &process, 0);
     }
     unit::inherit(u64::from(pid) << 32 | u64::from(tid));

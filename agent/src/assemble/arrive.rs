@@ -99,7 +99,7 @@ impl Assembler {
     }
 
     fn client_arrived(&mut self, record: &ExchangeRecord) {
-        self.seen.client(record);
+        self.seen.client(record, &self.options.local);
         if judge::sdk_made(record) {
             self.wire.mark_sdk_made(record);
         }

@@ -81,7 +81,9 @@ fn within(address: IpAddr, (network, prefix): (IpAddr, u8)) -> bool {
 #[derive(Debug)]
 pub(super) struct Seen {
     hasher: RandomState,
-    /// Hashes of captured clients' ends. A collision (1 in 2^64 per pair) would turn a root into an unknown.
+    /// Hashes of captured clients' connections (both ends) and of the ends alone of those whose other end is on no
+    /// address of this node: what is behind such an address, a server sees under another. A collision (1 in 2^64 per
+    /// pair) would turn a root into an unknown.
     clients: Recent<u64, ()>,
     addresses: Recent<IpAddr, ()>,
 }
@@ -98,13 +100,27 @@ impl Seen {
         }
     }
 
-    /// Notes a captured client's own end.
-    pub(super) fn client(&mut self, record: &ExchangeRecord) {
-        if let Some(address) = address(record.family, &record.local_addr) {
-            let key = self.key(address, record.local_port, record.netns);
-            if self.clients.get_mut(&key).is_none() {
-                self.clients.insert(key, ());
-            }
+    /// Notes a captured client's connection. A port number is soon used again, for another destination and by another
+    /// process, so the client's end alone names it only where the address it called may be translated on the way.
+    pub(super) fn client(&mut self, record: &ExchangeRecord, local: &LocalAddrs) {
+        let (Some(own), Some(peer)) = (
+            address(record.family, &record.local_addr),
+            address(record.family, &record.remote_addr),
+        ) else {
+            return;
+        };
+        let end = (own, record.local_port);
+        let connection = self.key(end, Some((peer, record.remote_port)), record.netns);
+        self.note(connection);
+        if local.place(peer) != Place::Node && !self.on_node(peer) {
+            let end = self.key(end, None, record.netns);
+            self.note(end);
+        }
+    }
+
+    fn note(&mut self, key: u64) {
+        if self.clients.get_mut(&key).is_none() {
+            self.clients.insert(key, ());
         }
     }
 
@@ -117,10 +133,15 @@ impl Seen {
 
     /// True if a captured client was seen at this server exchange's other end.
     pub(super) fn peer_captured(&self, record: &ExchangeRecord) -> bool {
-        address(record.family, &record.remote_addr).is_some_and(|address| {
-            self.clients
-                .contains(&self.key(address, record.remote_port, record.netns))
-        })
+        let (Some(peer), Some(own)) = (
+            address(record.family, &record.remote_addr),
+            address(record.family, &record.local_addr),
+        ) else {
+            return false;
+        };
+        let end = (peer, record.remote_port);
+        let connection = self.key(end, Some((own, record.local_port)), record.netns);
+        self.clients.contains(&connection) || self.clients.contains(&self.key(end, None, record.netns))
     }
 
     /// True if a captured socket was seen at this address.
@@ -133,9 +154,9 @@ impl Seen {
     }
 
     /// Loopback addresses mean another socket in each namespace; others mean the same one in all that reach them.
-    fn key(&self, address: IpAddr, port: u16, netns: u32) -> u64 {
-        let netns = if address.is_loopback() { netns } else { 0 };
-        self.hasher.hash_one((address, port, netns))
+    fn key(&self, end: (IpAddr, u16), other: Option<(IpAddr, u16)>, netns: u32) -> u64 {
+        let netns = if end.0.is_loopback() { netns } else { 0 };
+        self.hasher.hash_one((end, other, netns))
     }
 }
 

@@ -15,6 +15,9 @@ pub struct ProcRoot {
     path: PathBuf,
 }
 
+/// Most processes looked at when the agent starts.
+const PIDS: usize = 65_536;
+
 /// What is read of /proc/PID/stat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
@@ -85,6 +88,16 @@ impl ProcRoot {
             .nth(1)?
             .parse()
             .ok()
+    }
+
+    /// Processes whose executable's name begins with one of `names`: one link is read for each process there is.
+    pub fn pids_of(&self, names: &[&str]) -> Vec<u32> {
+        let runs = |pid: &u32| {
+            let exe = self.exe(*pid).unwrap_or_default();
+            let name = exe.rsplit('/').next().unwrap_or_default();
+            names.iter().any(|start| name.starts_with(start))
+        };
+        self.pids(PIDS).into_iter().filter(runs).collect()
     }
 
     /// The resolved executable: path inside the process's own mount namespace, without the kernel's mark for a file
