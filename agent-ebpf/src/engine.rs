@@ -12,8 +12,8 @@ use spanwire_common::protocol::window::CARRY_BYTES;
 use crate::call::{copy_kernel, fill, skip};
 use crate::count::{cost, count};
 use crate::exchange::{
-    request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS, RESPONSE_ENDS, RESPONSE_HEAD,
-    RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_UPGRADED,
+    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS,
+    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_UPGRADED,
 };
 use crate::maps::{Carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{
@@ -267,7 +267,13 @@ pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
             1
         }
         code::HEAD_BEGIN => answered(known, scratch, RESPONSE_BEGINS),
-        code::HEAD_END if requests => request_head(state, scratch),
+        code::HEAD_END if requests => {
+            let more = request_head(state, scratch);
+            if is_to_note(&known.exchange) {
+                note_process(&raw const known.exchange, &raw const working.call);
+            }
+            more
+        }
         code::HEAD_END => answered(known, scratch, RESPONSE_HEAD),
         code::INTERIM => answered(known, scratch, RESPONSE_INTERIM),
         code::MESSAGE_END if requests => {

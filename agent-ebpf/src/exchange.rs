@@ -282,17 +282,21 @@ pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> 
             exchange.flags |= flag::BLOCKING;
         }
         ensure_trace(exchange);
-        unit::open(exchange, call);
+        opens(exchange, call);
     } else {
-        unit::attribute(exchange, call);
+        caused(exchange, call);
         ensure_trace(exchange);
         wire::leave(exchange);
     }
     seal_flags(exchange);
-    if exchange.class == ProcessClass::Unclassified as u8 || exchange.flags & flag::PROCESS_SERVES == 0 {
-        note_process(exchange, call);
-    }
     1
+}
+
+/// After [`request_head`]: whether [`note_process`] has anything to do.
+#[inline(always)]
+pub fn is_to_note(exchange: &Exchange) -> bool {
+    exchange.state & EX_EXCLUDED == 0
+        && (exchange.class == ProcessClass::Unclassified as u8 || exchange.flags & flag::PROCESS_SERVES == 0)
 }
 
 const CONTEXT_SAMPLED: u8 = 1;
@@ -325,8 +329,45 @@ fn seal_flags(exchange: &mut Exchange) {
 }
 
 /// Marks the process as one that serves, and asks user space about a process it has not classified.
+///
+/// verifier: called by the parser's step and not by `request_head`, so that their frames need not fit on one stack.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn note_process(exchange: *const Exchange, call: *const Call) -> u32 {
+    if exchange.is_null() || call.is_null() {
+        return 0;
+    }
+    // SAFETY: whole objects, as in `request_begins`.
+    note(unsafe { &*exchange }, unsafe { &*call });
+    0
+}
+
+/// verifier: a frame of its own (see `note_process`).
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn opens(exchange: *const Exchange, call: *const Call) -> u32 {
+    if exchange.is_null() || call.is_null() {
+        return 0;
+    }
+    // SAFETY: as above.
+    unit::open(unsafe { &*exchange }, unsafe { &*call });
+    0
+}
+
+/// verifier: a frame of its own (see `note_process`).
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn caused(exchange: *mut Exchange, call: *const Call) -> u32 {
+    if exchange.is_null() || call.is_null() {
+        return 0;
+    }
+    // SAFETY: as above.
+    unit::attribute(unsafe { &mut *exchange }, unsafe { &*call });
+    0
+}
+
 #[inline(always)]
-fn note_process(exchange: &Exchange, call: &Call) {
+fn note(exchange: &Exchange, call: &Call) {
     let serves = if exchange.side == ROLE_SERVER {
         process_flag::SERVES
     } else {

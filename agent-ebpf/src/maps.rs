@@ -88,6 +88,10 @@ pub static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
 #[btf_map]
 pub static TEXTS: PerCpuArray<TextRecord, 2> = PerCpuArray::new();
 
+/// An opaque turn while it is put together: with the rest of a send it does not fit on the stack.
+#[btf_map]
+pub static TURN: PerCpuArray<OpaqueTurn, 1> = PerCpuArray::new();
+
 /// One ring per CPU (one shared ring collapses with two producers). The loader fills it.
 #[btf_map]
 pub static RINGS: ArrayOfMaps<RingBuf<u64, 4096>, 1024> = ArrayOfMaps::new();

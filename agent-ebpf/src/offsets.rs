@@ -33,6 +33,7 @@ offsets! {
     OFF_SK_SOCKET, sk_socket;
     OFF_SK_ERR, sk_err;
     OFF_SOCKET_FILE, socket_file;
+    OFF_SOCKET_SK, socket_sk;
     OFF_FILE_FLAGS, file_flags;
     OFF_NET_INUM, net_inum;
     OFF_TP_WRITE_SEQ, tp_write_seq;

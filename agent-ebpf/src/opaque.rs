@@ -13,7 +13,7 @@ use spanwire_common::drop::KernelCounter;
 use crate::count::count;
 use crate::emit;
 use crate::engine;
-use crate::maps::{BLANK, OPAQUE_TURNS, UNIX_SOCKETS};
+use crate::maps::{BLANK, OPAQUE_TURNS, TURN, UNIX_SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6};
 use crate::state::{
     Scratch, SockState, EX_OPEN, ROLE_SERVER, RX, SOCK_TLS, TX, UNIT_BLOCKING, UNIT_COMPLETE, UNIT_OPEN,
@@ -68,7 +68,10 @@ pub fn on_call(sk: Sock, state: &mut SockState, settings: &Settings, socket_fami
 }
 
 /// A send: a turn of its own, if it follows a receive and a traced request is being served.
-#[inline(always)]
+///
+/// verifier: a function of its own for its stack: beside the parser's functions, a whole turn in the program's own frame
+/// is more than the 512 bytes that kernels before 6.13 have for a program and all that it calls.
+#[inline(never)]
 fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) {
     let cookie = state.cookie;
     let Some(unit) = unit::current(thread) else { return };
@@ -104,7 +107,10 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
     if unit.flags & UNIT_BLOCKING != 0 {
         flags |= flag::CAUSE_BLOCKING;
     }
-    let turn = OpaqueTurn {
+    let Some(turn) = TURN.get_ptr_mut(0) else { return };
+    // SAFETY: an element of a per-CPU array that only a send uses; whole.
+    let turn = unsafe { &mut *turn };
+    *turn = OpaqueTurn {
         header: RecordHeader::default(),
         sent_first_ns: now_ns,
         sent_last_ns: now_ns,
@@ -139,7 +145,7 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
             protocol_id::OPAQUE
         },
     };
-    let _ = OPAQUE_TURNS.insert(&cookie, &turn, 0);
+    let _ = OPAQUE_TURNS.insert(&cookie, turn, 0);
     let _ = TX;
 }
 

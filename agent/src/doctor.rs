@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::sys::bpf::{complaint, Refusal};
+use crate::sys::bpf::{one_line, Refusal};
 use crate::sys::probe::{
     effective_capabilities, Feature, Lockdown, Prober, CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN,
     CAP_SYS_PTRACE,
@@ -41,8 +41,8 @@ pub trait Node {
     fn probe(&self, feature: Feature) -> Result<(), Refusal>;
     /// The kernel's lockdown mode.
     fn lockdown(&self) -> Lockdown;
-    /// Loads the agent's own programs without attaching them.
-    fn load_programs(&self) -> Result<(), String>;
+    /// Loads the agent's own programs without attaching them, and says which family of hooks the kernel took.
+    fn load_programs(&self) -> Result<&'static str, String>;
 }
 
 /// This machine.
@@ -76,7 +76,7 @@ impl Node for ThisNode {
         self.prober.lockdown(effective_capabilities())
     }
 
-    fn load_programs(&self) -> Result<(), String> {
+    fn load_programs(&self) -> Result<&'static str, String> {
         use crate::sys::kernel::{Kernel, Options};
         let options = Options {
             ring_bytes: 64 << 10,
@@ -84,16 +84,8 @@ impl Node for ThisNode {
             count_costs: false,
         };
         Kernel::load(options)
-            .map(drop)
+            .map(|(kernel, _)| kernel.family().name())
             .map_err(|error| one_line(&error.to_string()))
-    }
-}
-
-/// An error without the verifier's whole log: what was refused, and the line that says why.
-fn one_line(error: &str) -> String {
-    match error.split_once("Verifier output:") {
-        Some((refused, log)) => format!("{}: {}", refused.trim().trim_end_matches('.'), complaint(log)),
-        None => error.lines().next().unwrap_or_default().to_owned(),
     }
 }
 
@@ -224,14 +216,14 @@ const FEATURES: [Meaning; 19] = [
     by_bpf(
         Feature::Kprobe,
         "kprobe, kretprobe",
-        "second fallback",
+        "second fallback (not built yet)",
         "this fallback is left out",
         "none needed where another family works",
     ),
     by_bpf(
         Feature::SyscallTracepoints,
         "system-call tracepoints",
-        "last fallback",
+        "last fallback (not built yet)",
         "this fallback is left out",
         "none needed where another family works; else mount tracefs at /sys/kernel/tracing",
     ),
@@ -466,9 +458,13 @@ fn lockdown(mode: Lockdown) -> Row {
     }
 }
 
-fn own_programs(loaded: Option<Result<(), String>>) -> Row {
+fn own_programs(loaded: Option<Result<&'static str, String>>) -> Row {
     let (state, consequence, remedy) = match loaded {
-        Some(Ok(())) => ("yes", "the kernel accepts every program of this agent".to_owned(), ""),
+        Some(Ok(family)) => (
+            "yes",
+            format!("the kernel accepts them; sends and receives are seen by {family}"),
+            "",
+        ),
         Some(Err(error)) => (
             "no",
             format!("nothing is traced [{error}]"),

@@ -1,11 +1,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test")]
 use super::*;
+use crate::sys::bpf::one_line;
 
 /// A node by what it lacks.
 struct Fake {
     capabilities: u64,
     lacks: Vec<Feature>,
-    programs: Result<(), String>,
+    programs: Result<&'static str, String>,
 }
 
 impl Node for Fake {
@@ -28,7 +29,7 @@ impl Node for Fake {
         Lockdown::Integrity
     }
 
-    fn load_programs(&self) -> Result<(), String> {
+    fn load_programs(&self) -> Result<&'static str, String> {
         self.programs.clone()
     }
 }
@@ -37,7 +38,7 @@ fn node(lacks: &[Feature]) -> Fake {
     Fake {
         capabilities: u64::MAX,
         lacks: lacks.to_vec(),
-        programs: Ok(()),
+        programs: Ok("tp_btf"),
     }
 }
 

@@ -76,6 +76,8 @@ impl Sinks {
 pub struct Snapshot {
     /// Hooks attached.
     pub hooks: Vec<&'static str>,
+    /// The family of hooks that sees sends and receives.
+    pub family: &'static str,
     /// Every hook is attached.
     pub is_ready: bool,
     /// Processes that showed traffic: (pid, executable or name, class, why, captured, rule).
@@ -159,6 +161,10 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
     let mut worker = Worker::new(path);
     worker.classify_running(kernel::monotonic_ns());
     worker.path.kernel.attach()?;
+    for refusal in worker.path.kernel.refusals() {
+        tracing::info!(refusal, "hooks not used");
+    }
+    tracing::info!(family = worker.path.kernel.family().name(), hooks = ?worker.path.kernel.attached(), "attached");
     for hook in worker.path.kernel.attached() {
         worker.path.counters.set_hook(hook, true);
     }
@@ -404,6 +410,7 @@ impl Worker {
         processes.sort_unstable_by_key(|line| line.pid);
         let snapshot = Snapshot {
             hooks: self.path.kernel.attached().to_vec(),
+            family: self.path.kernel.family().name(),
             is_ready: true,
             processes,
             assemble: stats,

@@ -338,7 +338,7 @@ fn api_state(
             let problem = store_stats.as_ref().and_then(|stats| stats.problem());
             Readiness {
                 is_ready: snapshot.is_ready,
-                body: json!({"ready": snapshot.is_ready, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
+                body: json!({"ready": snapshot.is_ready, "family": snapshot.family, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
             }
         }
     };
@@ -385,7 +385,7 @@ fn status(
         "uptimeSeconds": (kernel::monotonic_ns().saturating_sub(started_ns)) / 1_000_000_000,
         "ready": snapshot.is_ready,
         "hooks": snapshot.hooks,
-        "family": "tp_btf",
+        "family": snapshot.family,
         "processes": processes,
         "drops": drops(counters),
         "assemble": {

@@ -247,14 +247,23 @@ pub fn jaeger(r: &mut Request, w: &Window, from: u32, to: u32) {
     let second = w.find_delimiter(first + 1, to, b':');
     let third = w.find_delimiter(second + 1, to, b':');
     let (high, mut low) = id128(w, from, first);
+    // Left at once when bad: all the parts side by side need more of the kernel side's stack than there is.
+    if high.bad | low.bad != 0 || to.wrapping_sub(third) > 3 {
+        return;
+    }
     let mut parent = id64(w, first + 1, second);
+    if parent.bad != 0 {
+        return;
+    }
     let flags = id64(w, third + 1, to);
-    let bad = high.bad | low.bad | parent.bad | flags.bad | (to.wrapping_sub(third) > 3) as u64;
-    low.bad |= bad | (parent.value == 0) as u64;
-    parent.bad |= bad | (high.value | low.value == 0) as u64;
+    if flags.bad != 0 {
+        return;
+    }
+    low.bad = (parent.value == 0) as u64;
+    parent.bad = (high.value | low.value == 0) as u64;
     put_trace(r, format::JAEGER, high, low);
     put_parent(r, format::JAEGER, parent);
-    if bad == 0 && r.context_format == format::JAEGER {
+    if r.context_format == format::JAEGER {
         let bits = flags.value.swap_bytes() as u8;
         r.context_flags |= flag::DECIDED | (bits & flag::SAMPLED);
     }

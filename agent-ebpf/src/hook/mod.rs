@@ -2,4 +2,5 @@
 
 pub mod process;
 pub mod sock;
+pub mod sock_fexit;
 pub mod state;

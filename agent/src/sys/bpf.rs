@@ -313,6 +313,14 @@ pub fn complaint(log: &str) -> &str {
         .trim()
 }
 
+/// An error without the verifier's whole log: what was refused, and the line that says why.
+pub fn one_line(error: &str) -> String {
+    match error.split_once("Verifier output:") {
+        Some((refused, log)) => format!("{}: {}", refused.trim().trim_end_matches('.'), complaint(log)),
+        None => error.lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
 /// Attaches a BTF tracepoint, fentry or fexit program. Dropping the descriptor detaches it.
 pub fn attach_tracing(program: BorrowedFd<'_>) -> Result<OwnedFd, Refusal> {
     let attr = RawTracepointAttr {

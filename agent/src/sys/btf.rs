@@ -39,6 +39,20 @@ pub enum BtfError {
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNC: u32 = 12;
+const KIND_FUNC_PROTO: u32 = 13;
+
+/// One type of the type section.
+struct Entry {
+    name_at: u32,
+    info: u32,
+    /// The type it is about, where the kind has one.
+    refers_to: u32,
+    count: usize,
+    kind: u32,
+    body: usize,
+    next: usize,
+}
 
 /// One struct or union: where its members lie in the type section.
 #[derive(Clone, Copy)]
@@ -51,6 +65,8 @@ struct Aggregate {
 /// The kernel's types, as far as offsets need them.
 pub struct Btf {
     raw: Vec<u8>,
+    types_at: usize,
+    types_end: usize,
     strings_at: usize,
     /// Type id -> struct or union.
     aggregates: HashMap<u32, Aggregate>,
@@ -87,6 +103,8 @@ impl Btf {
         let strings_at = header_bytes + u32_at(&raw, 16)? as usize;
         let mut btf = Self {
             raw,
+            types_at,
+            types_end,
             strings_at,
             aggregates: HashMap::new(),
             structs: HashMap::new(),
@@ -101,7 +119,7 @@ impl Btf {
         Ok(btf)
     }
 
-    /// Notes one type; returns where the next begins. Sizes by kind: btf.rst, section 2.2.
+    /// Notes one type; returns where the next begins.
     fn take_type(
         &mut self,
         at: usize,
@@ -109,23 +127,15 @@ impl Btf {
         structs: &[&'static str],
         typedefs: &[&'static str],
     ) -> Result<usize, BtfError> {
-        let name_at = u32_at(&self.raw, at)?;
-        let info = u32_at(&self.raw, at + 4)?;
-        let (count, kind) = ((info & 0xffff) as usize, info >> 24 & 0x1f);
-        let body = at + 12;
-        let extra = match kind {
-            // int, var, decl_tag
-            1 | 14 | 17 => 4,
-            // array
-            3 => 12,
-            // struct, union, datasec, enum64
-            KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
-            // enum, func_proto
-            6 | 13 => count * 8,
-            // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
-            2 | 7..=12 | 16 | 18 => 0,
-            _ => return Err(BtfError::Malformed { at }),
-        };
+        let Entry {
+            name_at,
+            info,
+            count,
+            kind,
+            body,
+            next,
+            ..
+        } = self.entry(at)?;
         if kind == KIND_STRUCT || kind == KIND_UNION {
             let aggregate = Aggregate {
                 members_at: body,
@@ -143,7 +153,58 @@ impl Btf {
                 self.typedefs.push(name);
             }
         }
-        Ok(body + extra)
+        Ok(next)
+    }
+
+    /// The type at `at`. Sizes by kind: btf.rst, section 2.2.
+    fn entry(&self, at: usize) -> Result<Entry, BtfError> {
+        let name_at = u32_at(&self.raw, at)?;
+        let info = u32_at(&self.raw, at + 4)?;
+        let refers_to = u32_at(&self.raw, at + 8)?;
+        let (count, kind) = ((info & 0xffff) as usize, info >> 24 & 0x1f);
+        let body = at + 12;
+        let extra = match kind {
+            // int, var, decl_tag
+            1 | 14 | 17 => 4,
+            // array
+            3 => 12,
+            // struct, union, datasec, enum64
+            KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
+            // enum, func_proto
+            6 | KIND_FUNC_PROTO => count * 8,
+            // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
+            2 | 7..=KIND_FUNC | 16 | 18 => 0,
+            _ => return Err(BtfError::Malformed { at }),
+        };
+        Ok(Entry {
+            name_at,
+            info,
+            refers_to,
+            count,
+            kind,
+            body,
+            next: body + extra,
+        })
+    }
+
+    /// How many parameters a kernel function has; none if there is no such function. Walks all types: for the few
+    /// questions that the fallbacks ask.
+    pub fn parameters(&self, function: &str) -> Option<usize> {
+        let named = |entry: &Entry| entry.kind == KIND_FUNC && self.is_named(entry.name_at, function);
+        let prototype = self.walk().find(|(_, entry)| named(entry))?.1.refers_to;
+        let (_, entry) = self.walk().find(|(id, _)| *id == prototype)?;
+        (entry.kind == KIND_FUNC_PROTO).then_some(entry.count)
+    }
+
+    /// Every type with its id.
+    fn walk(&self) -> impl Iterator<Item = (u32, Entry)> + '_ {
+        let (mut at, mut id) = (self.types_at, 0);
+        std::iter::from_fn(move || {
+            let entry = (at < self.types_end).then(|| self.entry(at).ok()).flatten()?;
+            at = entry.next;
+            id += 1;
+            Some((id, entry))
+        })
     }
 
     /// The string at `offset` of the string section is `name`.
@@ -235,6 +296,9 @@ mod tests {
         assert!(btf.offset("unix_sock", "peer").unwrap() > 0);
         assert!(btf.has_typedef("btf_trace_inet_sock_set_state"));
         assert!(!btf.has_typedef("btf_trace_no_such_tracepoint"));
+        // int tcp_sendmsg(struct sock *, struct msghdr *, size_t) since 4.1.
+        assert_eq!(btf.parameters("tcp_sendmsg"), Some(3));
+        assert_eq!(btf.parameters("no_such_function"), None);
         assert!(matches!(
             btf.offset("sock", "no_such_field"),
             Err(BtfError::NoField { .. })

@@ -1,16 +1,18 @@
 //! Loads the programs, sets what they need to know, attaches them, and reaches into their maps.
 #![allow(unsafe_code, reason = "clock_gettime and the memory of map values")]
 
+use std::collections::VecDeque;
 use std::path::Path;
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use spanwire_common::abi;
 use spanwire_common::drop::KERNEL_COUNTERS;
 use thiserror::Error;
 
+use super::bpf::one_line;
 use super::btf::{self, Btf, BtfError};
+use super::hooks::{self, Family, HooksError, ALWAYS};
 use super::pod;
 
 /// The kernel side, built by build.rs.
@@ -36,6 +38,12 @@ pub enum KernelError {
         /// Why.
         source: Box<aya::programs::ProgramError>,
     },
+    /// The family asked for is none.
+    #[error(transparent)]
+    Hooks(#[from] HooksError),
+    /// The kernel took no family of hooks.
+    #[error("no family of socket hooks works (kprobe and system-call tracepoints are not built yet): {0}")]
+    NoFamily(String),
     /// A map is not as expected.
     #[error("map {name}: {}", chain(.source))]
     Map {
@@ -72,17 +80,7 @@ pub struct Options {
     pub count_costs: bool,
 }
 
-/// The hooks in the order they are attached: what forgets comes before what remembers.
-pub const HOOKS: [&str; 6] = [
-    "sched_process_exit",
-    "sched_process_exec",
-    "sched_process_fork",
-    "inet_sock_set_state",
-    "sock_recv_length",
-    "sock_send_length",
-];
-
-const OFFSETS: [(&str, &str, &str); 25] = [
+const OFFSETS: [(&str, &str, &str); 26] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -96,6 +94,7 @@ const OFFSETS: [(&str, &str, &str); 25] = [
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_ERR", "sock", "sk_err"),
     ("OFF_SOCKET_FILE", "socket", "file"),
+    ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_FILE_FLAGS", "file", "f_flags"),
     ("OFF_NET_INUM", "net", "ns"),
     ("OFF_TP_WRITE_SEQ", "tcp_sock", "write_seq"),
@@ -143,6 +142,7 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
 pub struct Kernel {
     ebpf: Ebpf,
     attached: Vec<&'static str>,
+    chosen: Chosen,
 }
 
 impl Kernel {
@@ -160,7 +160,6 @@ impl Kernel {
             }
             offsets.push((global, offset));
         }
-        drop(types);
         let unix_late_until_ns = monotonic_ns() + UNIX_LATE_NS;
         let port_selectors = u32::from(options.port_selectors);
         let count_costs = u32::from(options.count_costs);
@@ -178,34 +177,44 @@ impl Kernel {
         loader.map_max_entries("RINGS", cpus);
         let mut ebpf = loader.load(OBJECT)?;
         let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
-        for name in HOOKS {
-            let program = tracepoint(&mut ebpf, name)?;
-            program.load(name, &aya_btf).map_err(|source| KernelError::Program {
-                name,
-                source: Box::new(source),
-            })?;
+        for name in ALWAYS {
+            hooks::load(&mut ebpf, name, &aya_btf).map_err(refused(name))?;
         }
-        Ok((
-            Self {
-                ebpf,
-                attached: Vec::new(),
-            },
-            rings,
-        ))
+        let chosen = choose(&mut ebpf, Family::to_try()?.into(), Vec::new(), (&types, &aya_btf))?;
+        let kernel = Self {
+            ebpf,
+            attached: Vec::new(),
+            chosen,
+        };
+        Ok((kernel, rings))
     }
 
-    /// Attaches the hooks, in an order in which none sees what another should have prepared.
+    /// Attaches the hooks, in an order in which none sees what another should have prepared. A family that was loaded
+    /// and cannot be attached is replaced by the next.
     ///
     /// # Errors
-    /// [`KernelError::Program`].
+    /// [`KernelError::Program`], [`KernelError::NoFamily`].
     pub fn attach(&mut self) -> Result<(), KernelError> {
-        for name in HOOKS {
-            tracepoint(&mut self.ebpf, name)?
-                .attach()
-                .map_err(|source| KernelError::Program {
-                    name,
-                    source: Box::new(source),
-                })?;
+        self.attach_each(&ALWAYS)?;
+        loop {
+            let hooks = self.chosen.hooks.clone();
+            let Err(error) = self.attach_each(&hooks) else {
+                return Ok(());
+            };
+            for name in &hooks {
+                hooks::unload(&mut self.ebpf, name);
+            }
+            self.attached.retain(|name| !hooks.contains(name));
+            let (rest, mut refusals) = (self.chosen.rest.clone(), self.chosen.refusals.clone());
+            refusals.push(refusal(self.chosen.family, &error));
+            let types = Btf::load(Path::new(btf::VMLINUX), &[], &[])?;
+            self.chosen = choose(&mut self.ebpf, rest, refusals, (&types, &AyaBtf::from_sys_fs()?))?;
+        }
+    }
+
+    fn attach_each(&mut self, names: &[&'static str]) -> Result<(), KernelError> {
+        for name in names {
+            hooks::attach(&mut self.ebpf, name).map_err(refused(name))?;
             self.attached.push(name);
         }
         Ok(())
@@ -214,11 +223,18 @@ impl Kernel {
     /// Detaches every hook. Records already written stay in the rings.
     pub fn detach(&mut self) {
         for name in self.attached.drain(..) {
-            // A program that cannot be unloaded now goes with its file descriptor.
-            if let Ok(program) = tracepoint(&mut self.ebpf, name) {
-                let _ = program.unload();
-            }
+            hooks::unload(&mut self.ebpf, name);
         }
+    }
+
+    /// Which family of hooks sees the sends and receives.
+    pub fn family(&self) -> Family {
+        self.chosen.family
+    }
+
+    /// Why better families are not used; empty when the best is.
+    pub fn refusals(&self) -> &[String] {
+        &self.chosen.refusals
     }
 
     /// Instructions the verifier walked for each program, where the kernel tells (5.16+).
@@ -331,11 +347,65 @@ fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
     }
 }
 
-fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, KernelError> {
-    match ebpf.program_mut(name) {
-        Some(Program::BtfTracePoint(program)) => Ok(program),
-        _ => Err(KernelError::Missing(name)),
+fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError) -> KernelError {
+    move |source| KernelError::Program {
+        name,
+        source: Box::new(source),
     }
+}
+
+/// The family in use, its programs loaded.
+struct Chosen {
+    family: Family,
+    hooks: Vec<&'static str>,
+    /// What is left to try, should it not attach.
+    rest: VecDeque<Family>,
+    /// Why the ones before it are not used.
+    refusals: Vec<String>,
+}
+
+/// Loads the programs of the first family that the kernel takes whole.
+fn choose(
+    ebpf: &mut Ebpf,
+    mut rest: VecDeque<Family>,
+    mut refusals: Vec<String>,
+    (types, aya_btf): (&Btf, &AyaBtf),
+) -> Result<Chosen, KernelError> {
+    while let Some(family) = rest.pop_front() {
+        match load_family(ebpf, family, types, aya_btf) {
+            Ok(hooks) => {
+                return Ok(Chosen {
+                    family,
+                    hooks,
+                    rest,
+                    refusals,
+                })
+            }
+            Err(error) => refusals.push(refusal(family, &error)),
+        }
+    }
+    Err(KernelError::NoFamily(refusals.join("; ")))
+}
+
+/// On one line: the verifier's whole log is pages long.
+fn refusal(family: Family, error: &KernelError) -> String {
+    format!("{}: {}", family.name(), one_line(&error.to_string()))
+}
+
+fn load_family(
+    ebpf: &mut Ebpf,
+    family: Family,
+    types: &Btf,
+    aya_btf: &AyaBtf,
+) -> Result<Vec<&'static str>, KernelError> {
+    let hooks = family.hooks(types)?;
+    for name in &hooks {
+        if let Err(error) = hooks::load(ebpf, name, aya_btf) {
+            hooks.iter().for_each(|name| hooks::unload(ebpf, name));
+            return Err(refused(name)(error));
+        }
+    }
+    Ok(hooks)
 }
 
 /// One ring per CPU, put into RINGS.

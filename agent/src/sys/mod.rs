@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod btf;
+pub mod hooks;
 pub mod kernel;
 pub mod memory;
 pub mod pod;
