@@ -112,7 +112,11 @@ impl Message {
         let (before, after) = self.lines.split_at(self.lines.len() / 2);
         out.extend(before.concat().bytes());
         if let Some((trace, parent, flags)) = self.context {
-            let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            let hex = |bytes: &[u8]| {
+                bytes
+                    .iter()
+                    .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
+            };
             out.extend(format!("Traceparent: 00-{}-{}-{flags:02x}\r\n", hex(&trace), hex(&parent)).bytes());
         }
         out.extend(self.body.header().bytes());
