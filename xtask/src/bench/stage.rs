@@ -65,7 +65,7 @@ impl Running {
             .stderr(log)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Self(child))
     }
 
@@ -275,7 +275,7 @@ pub(super) fn sink() -> Result<u16> {
 
 fn swallow(mut stream: TcpStream) -> Option<()> {
     let mut held = Vec::new();
-    let mut piece = [0; 65_536];
+    let mut piece = vec![0; 65_536];
     loop {
         let head_end = loop {
             if let Some(at) = held.windows(4).position(|four| four == b"\r\n\r\n") {
