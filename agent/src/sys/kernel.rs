@@ -401,7 +401,9 @@ fn load_family(
     let hooks = family.hooks(types)?;
     for name in &hooks {
         if let Err(error) = hooks::load(ebpf, name, aya_btf) {
-            hooks.iter().for_each(|name| hooks::unload(ebpf, name));
+            for name in hooks {
+                hooks::unload(ebpf, name);
+            }
             return Err(refused(name)(error));
         }
     }
