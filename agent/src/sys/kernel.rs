@@ -401,7 +401,7 @@ fn load_family(
     let hooks = family.hooks(types)?;
     for name in &hooks {
         if let Err(error) = hooks::load(ebpf, name, aya_btf) {
-            for name in hooks {
+            for name in &hooks {
                 hooks::unload(ebpf, name);
             }
             return Err(refused(name)(error));
