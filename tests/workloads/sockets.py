@@ -366,7 +366,7 @@ def corners(client):
     exchange(peer, "unchanged", do="unchanged", status=304, response=0)
     exchange(peer, "chunkedresponse", do="chunked")
     exchange(peer, "hints", do="hints")
-    exchange(peer, "fakeanswer", do="fake")
+    exchange(peer, "bodylikeananswer", do="fake")
     exchange(peer, "query", target="/r/query?token=secret&x=/r/fake")
     exchange(peer, "absolute", target="http://test.invalid/r/absolute")
     for method in ["PUT", "PATCH", "DELETE", "OPTIONS"]:
