@@ -158,7 +158,11 @@ fn a_peer_is_captured_when_a_client_was_seen_at_its_socket() {
     // Loopback in another namespace is another socket; an address that others can reach is not.
     let elsewhere = same_connection.with(|r| r.netns = 2);
     assert_eq!(Replay::of([elsewhere.event(), request.event()]).parent(2), ROOT);
-    let call = client(1).local("10.9.0.1").ports(51_000, 80).with(|r| r.netns = 2);
+    let call = client(1)
+        .local("10.9.0.1")
+        .remote("10.9.0.2")
+        .ports(51_000, 80)
+        .with(|r| r.netns = 2);
     let request = request.local("10.9.0.2").remote("10.9.0.1");
     assert_eq!(
         Replay::of([call.event(), request.event()]).parent(2),
