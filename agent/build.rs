@@ -34,9 +34,6 @@ fn build() -> Result<(), String> {
     }
     let target_dir = required_path("OUT_DIR")?.join("ebpf");
     let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, root, &target_dir, "build");
-    if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() {
-        cargo.args(["--features", "log"]);
-    }
     // Cargo shows a build script's output only when it fails, which is when the compiler's messages are wanted.
     let status = cargo
         .status()

@@ -31,8 +31,6 @@ pub mod kind {
     pub const TEXT: u8 = 2;
     /// A [`super::ProcessRecord`].
     pub const PROCESS: u8 = 3;
-    /// A [`super::LinkRecord`].
-    pub const LINK: u8 = 4;
     /// An [`super::OpaqueTurn`].
     pub const OPAQUE_TURN: u8 = 5;
 }
@@ -168,7 +166,8 @@ pub mod flag {
     pub const RESPONSE_SIZE_KNOWN: u32 = 1 << 12;
     /// A configured user-agent prefix matched: drop in user space, counted as excluded.
     pub const EXCLUDED_USER_AGENT: u32 = 1 << 13;
-    /// The process was not classified when the request began: records are kept or dropped once it is.
+    /// Observed provisionally: the process was not classified when the request began. User space keeps or drops the
+    /// record once it is, and counts the exchange then.
     pub const UNCLASSIFIED: u32 = 1 << 14;
     /// The other end of this connection belongs to the agent itself: never a span.
     pub const OWN_TRAFFIC: u32 = 1 << 15;
@@ -234,7 +233,7 @@ pub struct ExchangeRecord {
     pub cgroup_id: u64,
     /// Local address, network order.
     pub local_addr: [u8; 16],
-    /// Remote address, network order.
+    /// Remote address, network order. Unix sockets have none: the cookie of the other end, in the machine's order.
     pub remote_addr: [u8; 16],
     /// Local port.
     pub local_port: u16,
@@ -331,6 +330,9 @@ pub mod process_event {
     pub const DEMOTED: u8 = 4;
 }
 
+/// Ancestors beyond the parent that a [`ProcessRecord`] names.
+pub const GRANDPARENTS: usize = 4;
+
 /// Something about a process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,6 +348,8 @@ pub struct ProcessRecord {
     pub pid: u32,
     /// Parent's thread group id, 0 if unknown.
     pub parent_pid: u32,
+    /// The parent's own ancestors, nearest first, ended by 0: all of them may be gone when user space looks.
+    pub grandparents: [u32; GRANDPARENTS],
     /// Effective user id.
     pub uid: u32,
     /// One of [`process_event`].
@@ -358,23 +362,25 @@ pub struct ProcessRecord {
     pub filename: [u8; 128],
 }
 
-/// Two traces turned out to be one: the ends of a wire met after each had its own trace id.
+/// What a client left on the wire for the server: value of the map WIRES.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
-pub struct LinkRecord {
-    /// Kind [`kind::LINK`].
-    pub header: RecordHeader,
-    /// The key they met by.
-    pub wire_key: u64,
-    /// The client's trace id.
-    pub client_trace_id: [u8; 16],
-    /// The client's span id.
-    pub client_span_id: [u8; 8],
-    /// The server's trace id.
-    pub server_trace_id: [u8; 16],
-    /// The server's span id.
-    pub server_span_id: [u8; 8],
+pub struct WireValue {
+    /// The client's trace id, as two words in memory order.
+    pub trace_id: [u64; 2],
+    /// The client's span id, the same.
+    pub span_id: u64,
+    /// Hash of the tenant, 0 if none is known.
+    pub tenant: u64,
+    /// Flags of the context, as the parser keeps them.
+    pub context_flags: u8,
+    /// 1: the agent itself sent it.
+    pub own: u8,
+    /// context_format of the client's header, with bit 7 set if it was forwarded (cause HEADER).
+    pub format: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
 }
 
 /// One turn of a call on a protocol that is not understood or is encrypted, made while a traced request was being
@@ -553,6 +559,8 @@ pub mod setting {
     pub const PATHS: u32 = 4;
     /// The user agent is sent as text (an exclusion's glob is more than a prefix).
     pub const USER_AGENT_TEXT: u32 = 8;
+    /// Every unix socket that was there before the agent bears a mark. Until then any of them may be one.
+    pub const OLD_SOCKETS_MARKED: u32 = 16;
 }
 
 /// How many user-agent prefixes the kernel side compares.
@@ -583,6 +591,10 @@ pub struct Settings {
     pub name_count: u32,
     /// How many of `user_agents` are in use.
     pub user_agent_count: u32,
+    /// Bits of the first letters of `names`: see `http1::skim::set_initials`.
+    pub name_initials: u32,
+    /// The same of `user_agents`.
+    pub agent_initials: u32,
     /// Listed header names.
     pub names: [HeaderName; KEPT_HEADERS],
     /// User-agent prefixes to exclude, in lower case: bytes, zero after the end.
@@ -593,9 +605,9 @@ const _: () = {
     assert!(size_of::<RecordHeader>() == 16);
     assert!(size_of::<ExchangeRecord>() == 528);
     assert!(size_of::<TextRecord>() == 808);
-    assert!(size_of::<ProcessRecord>() == 192);
-    assert!(size_of::<LinkRecord>() == 72);
+    assert!(size_of::<ProcessRecord>() == 208);
+    assert!(size_of::<WireValue>() == 40);
     assert!(size_of::<OpaqueTurn>() == 176);
     assert!(size_of::<ProcessValue>() == 16);
-    assert!(size_of::<Settings>() == 32 + KEPT_HEADERS * 40 + 64);
+    assert!(size_of::<Settings>() == 40 + KEPT_HEADERS * 40 + 64);
 };

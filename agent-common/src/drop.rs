@@ -36,8 +36,11 @@ reasons! {
         PipelineFull = 4 => ("kernel", "pipeline_full"),
         /// No room in a state map.
         StateFull = 5 => ("kernel", "state_full"),
-        /// The ring buffer was full: a text, process or link record was lost.
+        /// The ring buffer was full: a text or process record was lost.
         RingFullOther = 6 => ("note", "ring_full_other"),
+        /// The ring buffer was full: an exchange of a process that nobody had classified yet was lost. Whether it counts as a
+        /// lost one depends on whether everything is captured.
+        RingFullProvisional = 7 => ("note", "ring_full_provisional"),
         /// The socket began with a TLS record.
         OpaqueTls = 8 => ("opaque", "tls"),
         /// The socket began with the HTTP/2 preface.
@@ -62,8 +65,9 @@ reasons! {
         Demoted = 19 => ("note", "demoted"),
         /// A client and a server met on the wire.
         WireMatched = 20 => ("note", "wire_matched"),
-        /// The server's hook came before the client's.
-        WireServerFirst = 21 => ("note", "wire_server_first"),
+        /// Bytes passed that no hook saw: the socket's open exchange ended as out of step, and it is joined again after
+        /// its next whole response.
+        MissedBytes = 21 => ("note", "missed_bytes"),
         /// A user buffer was read.
         UserReads = 24 => ("cost", "user_reads"),
         /// A clock was read.

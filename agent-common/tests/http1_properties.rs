@@ -205,6 +205,11 @@ fn kept() -> Settings {
     settings(&[("x-tenant-id", true, true), ("cookie", false, true)])
 }
 
+fn after_first_line(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    &bytes[end.map_or(bytes.len(), |end| end + 1)..]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -213,6 +218,35 @@ proptest! {
         for direction in [Direction::Requests, Direction::Responses(vec![method; 3])] {
             let expected = events(direction.clone(), kept(), &bytes, &[]);
             prop_assert_eq!(events(direction, kept(), &bytes, &calls), expected);
+        }
+    }
+
+    #[test]
+    fn skimming_changes_nothing_but_the_steps(
+        messages in prop::collection::vec(message(), 1..4),
+        spoilt in prop::option::of((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(b'\r'), Just(b' '), Just(b':')])),
+        method in 0_u8..11,
+    ) {
+        let mut bytes = Vec::new();
+        for message in &messages {
+            message.write(&mut bytes);
+        }
+        if let Some((place, byte)) = spoilt {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        for direction in [Direction::Requests, Direction::Responses(vec![method; 3])] {
+            // Responses have the same header lines behind another start line.
+            let answers = matches!(direction, Direction::Responses(_));
+            let bytes = if answers { [b"HTTP/1.1 200 OK\r\n", after_first_line(&bytes)].concat() } else { bytes.clone() };
+            let run = |skims| {
+                let mut stream = Stream::new(direction.clone(), kept());
+                stream.skims = skims;
+                let mut seen = Vec::new();
+                stream.feed(&bytes, &mut seen);
+                (seen, stream.framing)
+            };
+            prop_assert_eq!(run(true), run(false));
         }
     }
 

@@ -81,9 +81,17 @@ pub extern "C" fn emit_exchange(exchange: *const Exchange, call: *const Call, co
     // SAFETY: whole objects (rule for pointer arguments of global functions).
     let (exchange, call) = unsafe { (&*exchange, &*call) };
     let sent = send(exchange, call, codes as u8, (codes >> 8) as u8, end_ns);
-    // Over captured sockets: messages completed = exchanges + dropped at the kernel.
+    // Over captured sockets: messages completed = exchanges + dropped at the kernel. Whether a socket of a process that
+    // is not classified yet is one, user space decides and counts.
+    if sent && exchange.flags & flag::UNCLASSIFIED != 0 {
+        return 0;
+    }
     count(if !sent {
-        KernelCounter::RingFullExchange
+        if exchange.flags & flag::UNCLASSIFIED == 0 {
+            KernelCounter::RingFullExchange
+        } else {
+            KernelCounter::RingFullProvisional
+        }
     } else if exchange.side == ROLE_SERVER {
         KernelCounter::ExchangesServer
     } else {

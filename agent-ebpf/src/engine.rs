@@ -5,6 +5,7 @@
 //! verified once, with unknown arguments, instead of once per path that leads to it. Their loops and branches then
 //! add up instead of multiplying.
 
+use spanwire_common::abi::ProcessClass;
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{self, phase, request, step as code, Cursor, Framing};
 use spanwire_common::protocol::window::CARRY_BYTES;
@@ -13,9 +14,9 @@ use crate::call::{copy_kernel, fill, skip};
 use crate::count::{cost, count};
 use crate::exchange::{
     is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS,
-    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_UPGRADED,
+    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE, RESPONSE_UPGRADED,
 };
-use crate::maps::{Carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
+use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
     SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, TX,
@@ -85,6 +86,20 @@ macro_rules! request_function {
     };
 }
 
+request_function! {
+    /// Header lines of a request that nobody asks for.
+    skim_request, |f, _request, cursor, window, settings| {
+        http1::skim_request(f, cursor, window, settings);
+        0
+    }
+}
+request_function! {
+    /// Header lines of a response that nobody asks for.
+    skim_response, |f, _request, cursor, window, _settings| {
+        http1::skim_response(f, cursor, window);
+        0
+    }
+}
 request_function! {
     /// The start line of a request.
     start_line, |f, request, cursor, window, _settings| request::start_line(f, request, cursor, window)
@@ -235,6 +250,13 @@ pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
     let (known, working) = unsafe { (&mut *state, &mut *scratch) };
     let direction = working.call.direction;
     let requests = carries_requests(known, direction);
+    if http1::may_skim(framing(known, direction), &working.cursor) {
+        if requests {
+            skim_request(state, scratch);
+        } else {
+            skim_response(state, scratch);
+        }
+    }
     let mut found = working.cursor.end;
     if http1::needs_scan(framing(known, direction), &working.cursor) {
         found = scan(state, scratch);
@@ -262,6 +284,8 @@ pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
         code::HEAD_BEGIN if requests => {
             if request_begins(state, scratch) == 0 {
                 known.flags |= SOCK_OPAQUE;
+                // Nobody asks for it any more: the cheapest way out (`opaque::on_call`).
+                known.exchange.class = ProcessClass::Other as u8;
                 return 0;
             }
             1
@@ -429,16 +453,16 @@ fn save(state: &mut SockState, working: &mut Scratch) {
         direction: u64::from(direction),
     };
     let start = bound_position(working.cursor.line_start);
-    // SAFETY: a whole Carry lies behind any position of the window: `spill` follows it.
-    let kept = unsafe {
-        &*(&raw const working.window)
-            .cast::<u8>()
-            .add(start as usize)
-            .cast::<Carry>()
-    };
     cost(KernelCounter::MapOperations);
-    if CARRY.insert(&key, kept, 0).is_err() {
+    let kept = blank_carry(&key);
+    if kept.is_null() {
         count(KernelCounter::StateFull);
+        return;
+    }
+    // SAFETY: a live map value; a whole Carry lies behind any position of the window: `spill` follows it.
+    unsafe {
+        let from = (&raw const working.window).cast::<u8>().add(start as usize);
+        copy_kernel(kept.cast(), CARRY_BYTES as u32, from);
     }
 }
 
@@ -556,6 +580,12 @@ fn finish_open(state: &mut SockState, scratch: *mut Scratch, point: u32) {
 #[inline(always)]
 pub fn finish_all(state: &mut SockState, scratch: *mut Scratch, point: u32) {
     finish_each(&raw mut *state, scratch, point);
+}
+
+/// The deadline has passed for the oldest exchange that is open on a socket.
+#[inline(always)]
+pub fn overdue(state: &mut SockState, scratch: *mut Scratch) {
+    respond(state, scratch, RESPONSE_OVERDUE);
 }
 
 /// verifier: a global function, so that its loop is walked once.

@@ -1,30 +1,32 @@
 //! What happens at the points of an exchange: its first byte, the end of its head, the end of a message.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_prandom_u32};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_comm, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_get_prandom_u32,
+};
 use spanwire_common::abi::{
     context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
-    ProcessRecord, ProcessValue, RecordHeader, Settings, TEXT_BYTES,
+    ProcessRecord, ProcessValue, RecordHeader, Settings, GRANDPARENTS, TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Request;
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
-use crate::maps::{PipelineKey, EXECUTED, GENERATORS, PIPELINE, PORTS, PROCESSES, SETTINGS, TEXTS};
+use crate::maps::{blank_exchange, PipelineKey, EXECUTED, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS};
 use crate::state::{
-    Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, ROLE_CLIENT,
-    ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
+    Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
+    ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, ids, unit, wire};
+use crate::{emit, ids, offsets as off, sk, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
 
-/// A random 64-bit id, never zero. xorshift128+ (Vigna 2014), one generator per CPU: `bpf_get_prandom_u32` costs a
-/// call for every 32 bits. A softirq that takes an id in between moves the generator on; it never repeats a state.
+/// A random 64-bit id, never zero. xorshift128+ (Vigna 2014): `bpf_get_prandom_u32` costs a call for every 32 bits. One
+/// generator per CPU and `slot`: two programs of which one comes while the other runs would draw the same id.
 #[inline(always)]
-pub fn random_id() -> u64 {
-    let Some(generator) = GENERATORS.get_ptr_mut(0) else {
+fn random_id(slot: u8) -> u64 {
+    let Some(generator) = GENERATORS.get_ptr_mut(u32::from(slot)) else {
         return seed();
     };
     // SAFETY: an element of a per-CPU array.
@@ -145,6 +147,7 @@ pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -
         return 0;
     }
     let call = &mut scratch.call;
+    let provisional = call.class == ProcessClass::Unclassified as u8;
     call.class = class_or_name(u32::from(call.class)) as u8;
     if state.role == ROLE_UNKNOWN {
         state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
@@ -155,7 +158,7 @@ pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -
     clear(exchange, inherited);
     state.flags &= !SOCK_INHERITED;
     exchange.request_first_ns = first_ns;
-    exchange.span_id = random_id();
+    exchange.span_id = random_id(call.slot);
     exchange.pid = (call.pid_tgid >> 32) as u32;
     exchange.tid = call.pid_tgid as u32;
     exchange.ordinal = state.next_ordinal;
@@ -163,7 +166,7 @@ pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -
     exchange.state = EX_OPEN;
     exchange.side = state.role;
     exchange.class = call.class;
-    if call.class == ProcessClass::Unclassified as u8 {
+    if provisional {
         exchange.flags |= flag::UNCLASSIFIED;
     }
     if call.process_flags & process_flag::SERVES != 0 {
@@ -235,9 +238,18 @@ fn queue(state: &mut SockState, cookie: u64) -> bool {
         ordinal: u64::from(state.exchange.ordinal),
     };
     cost(KernelCounter::MapOperations);
-    if PIPELINE.insert(&key, &state.exchange, 0).is_err() {
+    let waiting = blank_exchange(&key);
+    if waiting.is_null() {
         count(KernelCounter::PipelineFull);
         return false;
+    }
+    // SAFETY: a live map value.
+    unsafe {
+        copy_kernel(
+            waiting.cast(),
+            size_of::<Exchange>() as u32,
+            (&raw const state.exchange).cast(),
+        );
     }
     if state.queued == 0 {
         state.oldest_ordinal = state.exchange.ordinal;
@@ -281,11 +293,11 @@ pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> 
         if call.blocking != 0 {
             exchange.flags |= flag::BLOCKING;
         }
-        ensure_trace(exchange);
+        ensure_trace(exchange, call.slot);
         opens(exchange, call);
     } else {
         caused(exchange, call);
-        ensure_trace(exchange);
+        ensure_trace(exchange, call.slot);
         wire::leave(exchange);
     }
     seal_flags(exchange);
@@ -306,11 +318,11 @@ const CONTEXT_INVALID: u8 = 8;
 
 /// A trace id of its own for an exchange that took over none; its lower 56 bits are random (W3C Level 2).
 #[inline(always)]
-fn ensure_trace(exchange: &mut Exchange) {
+fn ensure_trace(exchange: &mut Exchange, slot: u8) {
     if exchange.flags & (flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE | flag::ADOPTED_HEADER) != 0 {
         return;
     }
-    ids::set_trace_id(&mut exchange.request, [random_id(), random_id()]);
+    ids::set_trace_id(&mut exchange.request, [random_id(slot), random_id(slot)]);
     exchange.request.context_flags |= CONTEXT_SAMPLED | CONTEXT_RANDOM | CONTEXT_DECIDED;
 }
 
@@ -408,12 +420,14 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
         cgroup_id: 0,
         pid,
         parent_pid: 0,
+        grandparents: [0; GRANDPARENTS],
         uid,
         event,
         reserved: [0; 3],
         comm: [0; 16],
         filename: [0; 128],
     };
+    ancestors(&mut record);
     // SAFETY: 16 bytes of stack.
     unsafe { bpf_get_current_comm((&raw mut record.comm).cast(), 16) };
     if let Some(path) = EXECUTED.get_ptr(&pid) {
@@ -428,6 +442,23 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
     }
 }
 
+/// Names the current task's ancestors, up to the first process of the machine or the container.
+#[inline(always)]
+fn ancestors(record: &mut ProcessRecord) {
+    // SAFETY: task_struct.real_parent and tgid, from a trusted pointer on; a load that faults yields zero.
+    unsafe {
+        let mut task = bpf_get_current_task_btf() as *const u8;
+        task = sk::load(task, off::task_real_parent());
+        record.parent_pid = sk::load(task, off::task_tgid());
+        let mut index = 0;
+        while index < GRANDPARENTS {
+            task = sk::load(task, off::task_real_parent());
+            record.grandparents[index] = sk::load(task, off::task_tgid());
+            index += 1;
+        }
+    }
+}
+
 /// A header value that leaves the kernel by name: the cursor says where it lies in the window.
 #[no_mangle]
 #[inline(never)]
@@ -438,10 +469,10 @@ pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32
     // SAFETY: as in `request_begins`.
     let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
     let cursor = &scratch.cursor;
-    let Some(record) = TEXTS.get_ptr_mut(scratch.call.direction & 1) else {
+    let Some(record) = TEXTS.get_ptr_mut(u32::from(scratch.call.slot)) else {
         return 0;
     };
-    // SAFETY: an element of a per-CPU array, used by one direction's hook only.
+    // SAFETY: an element of a per-CPU array, used by one program only.
     let record = unsafe { &mut *record };
     let mut len = cursor.text_len;
     let mut from = cursor.text_from;
@@ -508,6 +539,7 @@ pub const RESPONSE_UPGRADED: u32 = 5;
 pub const RESPONSE_OUT_OF_STEP: u32 = 6;
 pub const RESPONSE_CLOSED: u32 = 7;
 pub const RESPONSE_RESET: u32 = 8;
+pub const RESPONSE_OVERDUE: u32 = 9;
 
 /// A point of the response to `exchange`, which is the socket's own or one that waits in PIPELINE. Returns 1 if the
 /// exchange is over.
@@ -538,6 +570,11 @@ pub extern "C" fn response(exchange: *mut Exchange, scratch: *mut Scratch, point
             exchange.state &= !EX_RESPONSE;
             return 0;
         }
+        RESPONSE_OVERDUE => {
+            tell(exchange, call, outcome::TIMEOUT);
+            exchange.state |= EX_TOLD;
+            return 0;
+        }
         _ => {}
     }
     let outcome_code = match point {
@@ -560,20 +597,24 @@ pub extern "C" fn response(exchange: *mut Exchange, scratch: *mut Scratch, point
 /// The exchange is over: its unit is free, its record goes out.
 #[inline(always)]
 fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
-    let state = exchange.state;
+    if exchange.side == ROLE_SERVER && exchange.state & (EX_HEAD | EX_EXCLUDED) == EX_HEAD {
+        let answered = outcome_code == outcome::COMPLETE || outcome_code == outcome::UPGRADED;
+        unit::close(exchange, answered);
+    }
+    tell(exchange, call, outcome_code);
     exchange.state = 0;
-    if state & EX_HEAD == 0 {
-        // No valid request was ever seen whole: nothing that could be called an exchange.
+}
+
+/// Sends the exchange's record, if it is to have one and has not gone out yet.
+#[inline(always)]
+fn tell(exchange: &Exchange, call: &mut Call, outcome_code: u8) {
+    // Without a valid head there was nothing that could be called an exchange.
+    if exchange.state & EX_HEAD == 0 || exchange.state & EX_TOLD != 0 {
         return;
     }
-    let server = exchange.side == ROLE_SERVER;
-    if state & EX_EXCLUDED != 0 {
+    if exchange.state & EX_EXCLUDED != 0 {
         count(KernelCounter::Excluded);
         return;
-    }
-    let answered = outcome_code == outcome::COMPLETE || outcome_code == outcome::UPGRADED;
-    if server {
-        unit::close(exchange, answered);
     }
     let end_ns = now(call);
     emit::exchange(exchange, call, outcome_code, protocol_id::HTTP1, end_ns);
@@ -582,11 +623,11 @@ fn finish(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
 /// A connect failed: an exchange in which nothing was said.
 #[inline(always)]
 pub fn connect_failed(exchange: &mut Exchange, call: &mut Call, outcome_code: u8) {
-    exchange.span_id = random_id();
+    exchange.span_id = random_id(call.slot);
     if exchange.cause != 0 && unit::is_exact(exchange) {
         unit::adopt(exchange);
     }
-    ensure_trace(exchange);
+    ensure_trace(exchange, call.slot);
     exchange.request.path_len = 0;
     let end_ns = now(call);
     emit::exchange(exchange, call, outcome_code, protocol_id::CONNECT, end_ns);

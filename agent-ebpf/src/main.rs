@@ -15,6 +15,7 @@
 )]
 
 mod arch;
+mod before;
 mod call;
 mod count;
 mod emit;
@@ -25,6 +26,7 @@ mod ids;
 mod maps;
 mod offsets;
 mod opaque;
+mod seen;
 mod sk;
 mod socket;
 mod state;

@@ -3,11 +3,11 @@
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
-use spanwire_common::abi::{OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord};
+use spanwire_common::abi::{OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue};
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
 
-use crate::state::{Exchange, Inbound, InboundKey, Scratch, SockState, Unit, Wire};
+use crate::state::{Exchange, Inbound, InboundKey, Scratch, SockState, Unit};
 
 /// What may change while the agent runs. Written by user space.
 #[btf_map]
@@ -22,18 +22,13 @@ pub static PROCESSES: HashMap<u32, ProcessValue, 32768> = HashMap::new();
 #[btf_map]
 pub static PORTS: HashMap<u32, PortValue, 1024> = HashMap::new();
 
-/// State of TCP sockets; the kernel frees it with the socket.
+/// State of stream sockets, TCP and unix; the kernel frees it with the socket.
 #[btf_map]
 pub static SOCKETS: SkStorage<SockState> = SkStorage::new();
 
-/// State of stream unix sockets by cookie: the end of a unix socket shows only at its peer, which must find it here.
-/// Deleted when the peer's end of stream is read; a socket whose end nobody reads gives way to newer ones.
+/// Marks on unix sockets that are older than the agent.
 #[btf_map]
-pub static UNIX_SOCKETS: LruHashMap<u64, SockState, 4096> = LruHashMap::new();
-
-/// A zeroed state, to begin a unix socket's with. Never written.
-#[btf_map]
-pub static BLANK: Array<SockState, 1> = Array::new();
+pub static OLD_SOCKETS: SkStorage<u32> = SkStorage::new();
 
 /// Partial lines between two calls: (cookie, direction) -> bytes. Only for heads that arrive in pieces.
 #[btf_map]
@@ -43,14 +38,49 @@ pub static CARRY: LruHashMap<CarryKey, Carry, 2048> = LruHashMap::new();
 #[btf_map]
 pub static PIPELINE: HashMap<PipelineKey, Exchange, 1024> = HashMap::new();
 
+/// Zeroes; nobody writes them. What CARRY and PIPELINE are given first.
+///
+/// verifier: before 6.2 the value of a map update may not lie in the memory of a global function's argument.
+#[btf_map]
+static BLANK: Array<Carry, 1> = Array::new();
+
+const _: () = assert!(size_of::<Exchange>() <= size_of::<Carry>());
+
+/// Makes an entry of zeroes; null if there is no room.
+#[inline(always)]
+pub fn blank_carry(key: &CarryKey) -> *mut Carry {
+    let Some(blank) = BLANK.get_ptr(0) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: an element of an array.
+    if CARRY.insert(key, unsafe { &*blank }, 0).is_err() {
+        return core::ptr::null_mut();
+    }
+    CARRY.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+}
+
+/// As [`blank_carry`].
+#[inline(always)]
+pub fn blank_exchange(key: &PipelineKey) -> *mut Exchange {
+    let Some(blank) = BLANK.get_ptr(0) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: an element of an array, and no smaller than an exchange; every field may be zero.
+    if PIPELINE.insert(key, unsafe { &*blank.cast() }, 0).is_err() {
+        return core::ptr::null_mut();
+    }
+    PIPELINE.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
+}
+
 /// Units of execution: thread (`pid << 32 | tid`) -> the request it serves. Entries stay with their thread and are
 /// changed in place; deleted at the thread's exit.
 #[btf_map]
 pub static UNITS: LruHashMap<u64, Unit, 16384> = LruHashMap::new();
 
-/// Wire key -> what the client left for the server. The server deletes what it takes.
+/// Wire key -> what the client left for the server. The server deletes what it takes; where its hook came
+/// first, user space does.
 #[btf_map]
-pub static WIRES: LruHashMap<u64, Wire, 65536> = LruHashMap::new();
+pub static WIRES: LruHashMap<u64, WireValue, 65536> = LruHashMap::new();
 
 /// Header contexts on open inbound requests.
 #[btf_map]
@@ -76,21 +106,39 @@ pub static COUNTERS: PerCpuArray<u64, KERNEL_COUNTERS> = PerCpuArray::new();
 #[btf_map]
 pub static SEQUENCES: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// State of this CPU's generator of ids (xorshift128+), seeded from the kernel's.
+/// States of this CPU's generators of ids (xorshift128+) by [`slot`], seeded from the kernel's.
 #[btf_map]
-pub static GENERATORS: PerCpuArray<[u64; 2], 1> = PerCpuArray::new();
+pub static GENERATORS: PerCpuArray<[u64; 2], 8> = PerCpuArray::new();
 
-/// Working memory: one element per hook that can be entered while another runs on the same CPU.
+/// Working memory: an element for each program that can be entered while another runs on the same CPU ([`slot`]).
 #[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 3> = PerCpuArray::new();
+pub static SCRATCH: PerCpuArray<Scratch, 9> = PerCpuArray::new();
 
-/// A text record while it is put together.
+/// A text record while it is put together, by [`slot`].
 #[btf_map]
-pub static TEXTS: PerCpuArray<TextRecord, 2> = PerCpuArray::new();
+pub static TEXTS: PerCpuArray<TextRecord, 6> = PerCpuArray::new();
 
-/// An opaque turn while it is put together: with the rest of a send it does not fit on the stack.
+/// An opaque turn while it is put together, by [`slot`]: with the rest of a send it does not fit on the stack.
 #[btf_map]
-pub static TURN: PerCpuArray<OpaqueTurn, 1> = PerCpuArray::new();
+pub static TURN: PerCpuArray<OpaqueTurn, 6> = PerCpuArray::new();
+
+/// Who uses which element of the per-CPU arrays. Softirqs come between a program's instructions, and where preemption is
+/// not off (trampolines; tracepoints of 7.x) other threads do. The kernel leaves out a program that is under way on
+/// the same CPU already (`prog->active`: trampolines 5.12+, tracepoints 6.2+; see `seen`), but no other.
+pub mod slot {
+    /// sock_recv_length, or tcp_recvmsg.
+    pub const RECEIVE: u32 = 0;
+    /// sock_send_length, or tcp_sendmsg.
+    pub const SEND: u32 = 1;
+    pub const UNIX_RECEIVE: u32 = 2;
+    pub const UNIX_SEND: u32 = 3;
+    pub const TCP_PAGE: u32 = 4;
+    pub const UNIX_PAGE: u32 = 5;
+    pub const STATE: u32 = 6;
+    /// inet_sock_set_state in a softirq that came while it ran in a thread, before 6.2.
+    pub const STATE_NESTED: u32 = 7;
+    pub const SWEEP: u32 = 8;
+}
 
 /// One ring per CPU (one shared ring collapses with two producers). The loader fills it.
 #[btf_map]

@@ -45,5 +45,6 @@ offsets! {
     OFF_UNIX_PEER, unix_peer;
     OFF_TASK_PID, task_pid;
     OFF_TASK_TGID, task_tgid;
+    OFF_TASK_REAL_PARENT, task_real_parent;
     OFF_BPRM_FILENAME, bprm_filename;
 }

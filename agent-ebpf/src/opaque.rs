@@ -12,67 +12,45 @@ use spanwire_common::drop::KernelCounter;
 
 use crate::count::count;
 use crate::emit;
-use crate::engine;
-use crate::maps::{BLANK, OPAQUE_TURNS, TURN, UNIX_SOCKETS};
+use crate::maps::{OPAQUE_TURNS, TURN};
 use crate::sk::{Sock, AF_INET, AF_INET6};
-use crate::state::{
-    Scratch, SockState, EX_OPEN, ROLE_SERVER, RX, SOCK_TLS, TX, UNIT_BLOCKING, UNIT_COMPLETE, UNIT_OPEN,
-};
+use crate::state::{SockState, RX, SOCK_TLS, TX, UNIT_BLOCKING, UNIT_COMPLETE, UNIT_OPEN};
 use crate::unit;
-
-/// A fresh state for a unix socket; null if there is no room.
-#[inline(always)]
-pub fn insert_unix(cookie: u64) -> *mut SockState {
-    let Some(blank) = BLANK.get_ptr(0) else {
-        return core::ptr::null_mut();
-    };
-    // SAFETY: an array element.
-    if UNIX_SOCKETS.insert(&cookie, unsafe { &*blank }, 0).is_err() {
-        return core::ptr::null_mut();
-    }
-    UNIX_SOCKETS.get_ptr_mut(&cookie).unwrap_or(core::ptr::null_mut())
-}
-
-/// A unix client has seen the end of the stream: so ends what its server had open.
-#[inline(always)]
-pub fn end_peer(peer: u64, scratch: *mut Scratch, point: u32) {
-    if peer == 0 {
-        return;
-    }
-    if let Some(state) = UNIX_SOCKETS.get_ptr_mut(&peer) {
-        // SAFETY: a live map value.
-        let state = unsafe { &mut *state };
-        if state.role == ROLE_SERVER && state.exchange.state & EX_OPEN != 0 {
-            engine::finish_all(state, scratch, point);
-        }
-    }
-}
 
 /// Bytes on a socket that is not understood.
 #[inline(always)]
-pub fn on_call(sk: Sock, state: &mut SockState, settings: &Settings, socket_family: u16, len: u32, direction: u32) {
+pub fn on_call(
+    sk: Sock,
+    state: &mut SockState,
+    settings: &Settings,
+    (socket_family, slot): (u16, u32),
+    len: u32,
+    direction: u32,
+) {
     // SAFETY: no arguments.
     let thread = unsafe { bpf_get_current_pid_tgid() };
     if direction == RX && state.exchange.class == ProcessClass::Nginx as u8 {
         // What comes next, nginx does for whoever is on this socket, and that cannot be known.
         unit::forget(thread);
     }
-    if settings.flags & setting::OPAQUE == 0 {
+    if settings.flags & setting::OPAQUE == 0 || !unit::keeps_units(state.exchange.class) {
         return;
     }
     if direction == TX {
-        sent(sk, state, thread, socket_family, len);
+        sent(sk, state, thread, u32::from(socket_family) | slot << 16, len);
     } else {
         received(state.cookie, len);
     }
 }
 
-/// A send: a turn of its own, if it follows a receive and a traced request is being served.
+/// A send: a turn of its own, if it follows a receive and a traced request is being served. The family comes with the
+/// program's element of TURN above it: a function has five arguments at most.
 ///
 /// verifier: a function of its own for its stack: beside the parser's functions, a whole turn in the program's own frame
 /// is more than the 512 bytes that kernels before 6.13 have for a program and all that it calls.
 #[inline(never)]
-fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) {
+fn sent(sk: Sock, state: &SockState, thread: u64, family_and_slot: u32, len: u32) {
+    let (socket_family, slot) = (family_and_slot as u16, family_and_slot >> 16);
     let cookie = state.cookie;
     let Some(unit) = unit::current(thread) else { return };
     if unit.state != UNIT_OPEN || unit.span_id == 0 {
@@ -107,7 +85,7 @@ fn sent(sk: Sock, state: &SockState, thread: u64, socket_family: u16, len: u32) 
     if unit.flags & UNIT_BLOCKING != 0 {
         flags |= flag::CAUSE_BLOCKING;
     }
-    let Some(turn) = TURN.get_ptr_mut(0) else { return };
+    let Some(turn) = TURN.get_ptr_mut(slot) else { return };
     // SAFETY: an element of a per-CPU array that only a send uses; whole.
     let turn = unsafe { &mut *turn };
     *turn = OpaqueTurn {

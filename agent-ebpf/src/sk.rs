@@ -27,6 +27,7 @@ pub unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
 }
 
 impl Sock {
+    /// Address family (`AF_*`).
     #[inline(always)]
     pub fn family(self) -> u16 {
         // SAFETY: sock_common.skc_family.
@@ -49,12 +50,14 @@ impl Sock {
         (family == AF_INET || family == AF_INET6) && protocol == IPPROTO_TCP
     }
 
+    /// Host order.
     #[inline(always)]
     pub fn local_port(self) -> u16 {
         // SAFETY: sock_common.skc_num, in host order.
         unsafe { load(self.0, off::sk_num()) }
     }
 
+    /// Host order.
     #[inline(always)]
     pub fn remote_port(self) -> u16 {
         // SAFETY: sock_common.skc_dport, in network order.
@@ -91,6 +94,7 @@ impl Sock {
         u64::from(low) | u64::from(high) << 32
     }
 
+    /// Inode number of the network namespace.
     #[inline(always)]
     pub fn netns(self) -> u32 {
         // SAFETY: sock_common.skc_net.net -> net.ns.inum.
@@ -100,6 +104,7 @@ impl Sock {
         }
     }
 
+    /// The pending error, an errno value; 0 if none.
     #[inline(always)]
     pub fn error(self) -> u16 {
         // SAFETY: sock.sk_err.
@@ -131,21 +136,33 @@ impl Sock {
         Some(Tcp(tp))
     }
 
-    /// Cookie of the other end of a unix socket, 0 if it has none.
+    /// The other end of a unix socket.
     #[inline(always)]
-    pub fn unix_peer_cookie(self) -> u64 {
+    pub fn unix_peer(self) -> Option<Sock> {
         // SAFETY: the helper checks that it is a unix socket; unix_sock.peer.
         unsafe {
             let unix = bpf_skc_to_unix_sock(self.0.cast_mut().cast()) as *const u8;
             if unix.is_null() {
-                return 0;
+                return None;
             }
-            let peer: *mut core::ffi::c_void = load(unix, off::unix_peer());
-            if peer.is_null() {
-                return 0;
-            }
-            bpf_get_socket_cookie(peer)
+            let peer: *const u8 = load(unix, off::unix_peer());
+            (!peer.is_null()).then_some(Sock(peer))
         }
+    }
+
+    /// Its file has been closed.
+    #[inline(always)]
+    pub fn is_orphan(self) -> bool {
+        // SAFETY: sock.sk_socket.
+        let socket: *const u8 = unsafe { load(self.0, off::sk_socket()) };
+        socket.is_null()
+    }
+
+    /// [`bpf_get_socket_cookie`].
+    #[inline(always)]
+    pub fn cookie(self) -> u64 {
+        // SAFETY: a socket pointer the verifier knows.
+        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }
 }
 
@@ -154,33 +171,46 @@ impl Sock {
 pub struct Tcp(*const u8);
 
 impl Tcp {
+    /// Sequence number behind the last byte written.
     #[inline(always)]
     pub fn write_seq(self) -> u32 {
         // SAFETY: tcp_sock.write_seq.
         unsafe { load(self.0, off::tp_write_seq()) }
     }
 
+    /// Sequence number behind the last byte the application has read.
     #[inline(always)]
     pub fn copied_seq(self) -> u32 {
         // SAFETY: tcp_sock.copied_seq.
         unsafe { load(self.0, off::tp_copied_seq()) }
     }
 
-    /// Position in the stream of the byte `seq` that was received; 0 or 1 for the first of the connection.
+    /// Sequence numbers of the first byte of either direction: (received, sent). They never change, so each end can name
+    /// the other's stream by them. The sent one is exact for a socket that was accepted; one that connected has counted
+    /// its SYN as a byte, and its number is one less.
     #[inline(always)]
-    pub fn received_position(self, seq: u32) -> u32 {
-        // SAFETY: tcp_sock.rcv_nxt, bytes_received.
-        let (next, bytes): (u32, u64) =
-            unsafe { (load(self.0, off::tp_rcv_nxt()), load(self.0, off::tp_bytes_received())) };
-        seq.wrapping_sub(next.wrapping_sub(bytes as u32))
+    pub fn origins(self) -> (u32, u32) {
+        // Position and count change one after the other (tcp_rcv_nxt_update, tcp_snd_una_update), perhaps right now on
+        // another CPU.
+        let (mut received, mut sent) = self.origins_now();
+        let again = self.origins_now();
+        if again != (received, sent) {
+            (received, sent) = self.origins_now();
+        }
+        (received, sent)
     }
 
-    /// Position in the stream of the byte `seq` that was sent; 0 or 1 for the first of the connection.
     #[inline(always)]
-    pub fn sent_position(self, seq: u32) -> u32 {
-        // SAFETY: tcp_sock.snd_una, bytes_acked.
-        let (una, bytes): (u32, u64) =
-            unsafe { (load(self.0, off::tp_snd_una()), load(self.0, off::tp_bytes_acked())) };
-        seq.wrapping_sub(una.wrapping_sub(bytes as u32))
+    fn origins_now(self) -> (u32, u32) {
+        // SAFETY: tcp_sock.rcv_nxt, bytes_received, snd_una, bytes_acked.
+        let (next, received, una, acked): (u32, u64, u32, u64) = unsafe {
+            (
+                load(self.0, off::tp_rcv_nxt()),
+                load(self.0, off::tp_bytes_received()),
+                load(self.0, off::tp_snd_una()),
+                load(self.0, off::tp_bytes_acked()),
+            )
+        };
+        (next.wrapping_sub(received as u32), una.wrapping_sub(acked as u32))
     }
 }

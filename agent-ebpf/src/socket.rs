@@ -1,22 +1,22 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_sk_storage_get};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_sk_storage_get};
 use core::ffi::c_void;
-use spanwire_common::abi::{cause, family, outcome, process_flag, setting, ProcessClass, Settings};
+use spanwire_common::abi::{cause, family, flag, outcome, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 
-use spanwire_common::protocol::http1::phase;
+use spanwire_common::protocol::http1::{phase, Framing};
 
 use crate::call::{describe, now, Buffer};
 use crate::count::{cost, count};
-use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_RESET};
-use crate::maps::{PROCESSES, SCRATCH, SETTINGS, SOCKETS, UNIX_SOCKETS};
+use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
+use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS, SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
-    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, RX, SOCK_CONNECTING, SOCK_INHERITED,
-    SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
+    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING,
+    SOCK_INHERITED, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{arch, engine, opaque, unit, wire};
+use crate::{arch, before, engine, opaque, seen, unit, wire};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -24,7 +24,7 @@ const MSG_TRUNC: u32 = 0x20;
 const MSG_DONTWAIT: u32 = 0x40;
 const MSG_ERRQUEUE: u32 = 0x2000;
 
-const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
+pub const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 
 /// TCP states (include/net/tcp_states.h).
 const TCP_SYN_SENT: i32 = 2;
@@ -33,35 +33,37 @@ const TCP_CLOSE: i32 = 7;
 const TCP_LAST_ACK: i32 = 9;
 
 /// Errno values a socket dies with.
-const ECONNRESET: u16 = 104;
-const EPIPE: u16 = 32;
+const ECONNRESET: i32 = 104;
+const EPIPE: i32 = 32;
 const ETIMEDOUT: u16 = 110;
 const ECONNREFUSED: u16 = 111;
 
-/// Set by the loader: the moment before which a unix socket may have been in use already.
-#[no_mangle]
-static UNIX_LATE_UNTIL_NS: u64 = 0;
+/// Which program has seen a send or receive.
+#[derive(Clone, Copy)]
+pub struct Hook {
+    direction: u32,
+    /// Its element of the per-CPU arrays.
+    slot: u32,
+}
 
-fn unix_late_until_ns() -> u64 {
-    // SAFETY: a static of this program, set before the load.
-    unsafe { core::ptr::read_volatile(&raw const UNIX_LATE_UNTIL_NS) }
+impl Hook {
+    pub const RECEIVE: Self = Self::new(RX, slot::RECEIVE);
+    pub const SEND: Self = Self::new(TX, slot::SEND);
+    pub const TCP_RECVMSG: Self = Self::RECEIVE;
+    pub const TCP_SENDMSG: Self = Self::SEND;
+    pub const TCP_SENDPAGE: Self = Self::new(TX, slot::TCP_PAGE);
+    pub const UNIX_RECVMSG: Self = Self::new(RX, slot::UNIX_RECEIVE);
+    pub const UNIX_SENDMSG: Self = Self::new(TX, slot::UNIX_SEND);
+    pub const UNIX_SENDPAGE: Self = Self::new(TX, slot::UNIX_PAGE);
+
+    const fn new(direction: u32, slot: u32) -> Self {
+        Self { direction, slot }
+    }
 }
 
 /// State of a socket, if it has any.
 #[inline(always)]
-fn find(sk: Sock, socket_family: u16) -> *mut SockState {
-    if socket_family == AF_UNIX {
-        // SAFETY: a trusted socket pointer.
-        let cookie = unsafe { bpf_get_socket_cookie(sk.0.cast_mut().cast()) };
-        cost(KernelCounter::MapOperations);
-        return UNIX_SOCKETS.get_ptr_mut(&cookie).unwrap_or(core::ptr::null_mut());
-    }
-    storage(sk, 0)
-}
-
-/// Storage of a TCP socket.
-#[inline(always)]
-fn storage(sk: Sock, flags: u64) -> *mut SockState {
+pub fn storage(sk: Sock, flags: u64) -> *mut SockState {
     // SAFETY: a trusted socket pointer; a null value means zeroes.
     unsafe {
         bpf_sk_storage_get(
@@ -76,12 +78,8 @@ fn storage(sk: Sock, flags: u64) -> *mut SockState {
 
 /// Begins to follow a socket.
 #[inline(always)]
-fn create(sk: Sock, call: &mut Call, socket_family: u16, first: bool) -> *mut SockState {
-    let state = if socket_family == AF_UNIX {
-        opaque::insert_unix(call.cookie)
-    } else {
-        storage(sk, BPF_SK_STORAGE_GET_F_CREATE)
-    };
+fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first: bool) -> *mut SockState {
+    let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
     if state.is_null() {
         count(KernelCounter::StateFull);
         return state;
@@ -91,7 +89,7 @@ fn create(sk: Sock, call: &mut Call, socket_family: u16, first: bool) -> *mut So
     new.cookie = call.cookie;
     if socket_family == AF_UNIX {
         new.flags |= SOCK_UNIX;
-        if now(call) < unix_late_until_ns() {
+        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_marked(sk) {
             new.flags |= SOCK_LATE;
         }
     } else if !first {
@@ -128,54 +126,78 @@ fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
     call.pid_tgid = unsafe { bpf_get_current_pid_tgid() };
 }
 
-/// What only a call whose bytes are looked at needs. Returns true if the call's first byte is the first the
-/// connection ever carried in this direction.
+/// What only a call whose bytes are looked at needs.
 #[inline(always)]
-fn locate(sk: Sock, call: &mut Call, socket_family: u16, len: u32) -> bool {
-    // SAFETY: a trusted socket pointer.
-    call.cookie = unsafe { bpf_get_socket_cookie(sk.0.cast_mut().cast()) };
+fn locate(sk: Sock, call: &mut Call, socket_family: u16) {
+    call.cookie = sk.cookie();
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
     if socket_family == AF_UNIX {
-        return false;
-    }
-    let Some(tcp) = sk.tcp() else { return false };
-    let (written, copied) = (tcp.write_seq(), tcp.copied_seq());
-    call.has_key = 1;
-    if call.direction == TX {
-        call.seq = written.wrapping_sub(len);
-        call.ack = copied;
-        tcp.sent_position(call.seq) <= 1
-    } else {
-        call.seq = copied.wrapping_sub(len);
-        call.ack = written;
-        tcp.received_position(call.seq) <= 1
+        // No address; the record names the other end by its cookie.
+        call.remote_addr = [sk.unix_peer().map_or(0, Sock::cookie), 0];
     }
 }
 
-/// Wire key of a unix stream: the receiving socket and the byte's position in it.
+/// Wire key of a TCP stream: the sequence number of the call's first byte, and that of the other stream's first byte.
+/// Returns true if the call's first byte is the first of its own stream.
 #[inline(always)]
-fn locate_unix(sk: Sock, call: &mut Call, state: &mut SockState, len: u32) {
+fn number(sk: Sock, call: &mut Call, position: &mut [u32; 2], len: u32) -> bool {
+    let Some(tcp) = sk.tcp() else { return false };
+    let [received, sent] = position;
+    if *received == 0 {
+        (*received, *sent) = tcp.origins();
+    }
+    call.has_key = 1;
+    if call.direction == TX {
+        call.seq = tcp.write_seq().wrapping_sub(len);
+        call.ack = *received;
+        call.seq.wrapping_sub(*sent) <= 1
+    } else {
+        call.seq = tcp.copied_seq().wrapping_sub(len);
+        call.ack = *sent;
+        call.seq == *received
+    }
+}
+
+/// Where the socket stands in its messages is not known any more: what was open ends, and it is joined again like one
+/// that is older than the agent.
+#[inline(always)]
+fn lose(state: &mut SockState, scratch: *mut Scratch) {
+    count(KernelCounter::MissedBytes);
+    engine::finish_all(state, scratch, RESPONSE_OUT_OF_STEP);
+    state.framing = [Framing::default(), Framing::default()];
+    state.role = ROLE_UNKNOWN;
+    state.flags = SOCK_LATE;
+}
+
+/// Wire key of a unix stream: the receiving socket and the byte's position in it. `position` is the call's first byte's.
+#[inline(always)]
+fn number_unix(call: &mut Call, position: u32, late: bool) {
     let receiver = if call.direction == RX {
         call.cookie
     } else {
-        sk.unix_peer_cookie()
+        call.remote_addr[0]
     };
-    if receiver == 0 || state.flags & SOCK_LATE != 0 {
+    if receiver == 0 || late {
         return;
     }
     let hash = receiver.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let position = &mut state.position[(call.direction & 1) as usize];
-    call.seq = ((hash >> 32) as u32).wrapping_add(*position);
+    call.seq = ((hash >> 32) as u32).wrapping_add(position);
     call.ack = hash as u32;
     call.has_key = 1;
-    let _ = len;
 }
 
 /// A send or receive that has just returned `len` on `sk`.
 #[inline(always)]
-pub fn on_call(sk: Sock, len: i32, flags: u32, direction: u32) {
-    if len < 0 || flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
+pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
+    let direction = hook.direction;
+    if flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
+        return;
+    }
+    if len < 0 {
+        if len == -EPIPE || len == -ECONNRESET {
+            broken(sk, hook);
+        }
         return;
     }
     let socket_family = sk.family();
@@ -191,10 +213,10 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, direction: u32) {
         }
         return;
     }
-    let state = find(sk, socket_family);
+    let state = storage(sk, 0);
     if state.is_null() {
         if len > 0 {
-            first_call(sk, settings, socket_family, len as u32, flags, direction);
+            first_call(sk, settings, socket_family, len as u32, flags, hook);
         }
         return;
     }
@@ -202,33 +224,44 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, direction: u32) {
     let known = unsafe { &mut *state };
     if len == 0 {
         if direction == RX {
-            end_of_stream(sk, known, socket_family);
+            end_of_stream(sk, known, socket_family, hook.slot);
         }
         return;
     }
     if known.flags & SOCK_UNIX != 0 {
         let position = &mut known.position[(direction & 1) as usize];
         *position = position.wrapping_add(len as u32);
+    } else {
+        let seen = &mut known.seen[(direction & 1) as usize];
+        if *seen != 0 {
+            *seen = seen.wrapping_add(len as u32);
+        }
     }
     if known.flags & SOCK_OPAQUE != 0 {
-        opaque::on_call(sk, known, settings, socket_family, len as u32, direction);
+        opaque::on_call(sk, known, settings, (socket_family, hook.slot), len as u32, direction);
         return;
     }
     if pass_over(known, len as u32, direction) {
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else {
+    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
         return;
     };
-    // SAFETY: an element of a per-CPU array, used by this direction's hook only.
+    // SAFETY: an element of a per-CPU array, used by this program only.
     let call = unsafe { &mut (*scratch).call };
+    call.slot = hook.slot as u8;
     identify(sk, call, socket_family, direction);
-    locate(sk, call, socket_family, len as u32);
+    locate(sk, call, socket_family);
     if socket_family == AF_UNIX {
         // The position was moved past this call above.
-        locate_unix(sk, call, known, len as u32);
-        call.seq = call.seq.wrapping_sub(len as u32);
+        let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
+        number_unix(call, first, known.flags & SOCK_LATE != 0);
+    } else {
+        number(sk, call, &mut known.position, len as u32);
+        if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
+            lose(known, scratch);
+        }
     }
     proceed(sk, state, scratch, len as u32, flags, direction);
 }
@@ -253,12 +286,14 @@ fn pass_over(state: &mut SockState, len: u32, direction: u32) -> bool {
 
 /// First bytes seen on a socket: follow it, if anybody asked for it.
 #[inline(always)]
-fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags: u32, direction: u32) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(direction & 1) else {
+fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags: u32, hook: Hook) {
+    let direction = hook.direction;
+    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
         return;
     };
     // SAFETY: as in `on_call`.
     let call = unsafe { &mut (*scratch).call };
+    call.slot = hook.slot as u8;
     if refused_as_a_whole() {
         return;
     }
@@ -268,22 +303,30 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    let first = locate(sk, call, socket_family, len);
+    locate(sk, call, socket_family);
+    let mut position = [0; 2];
+    let first =
+        socket_family != AF_UNIX && number(sk, call, &mut position, len) && seen::is_untouched(sk, call, position);
     if own {
         if direction == TX && call.has_key != 0 {
             wire::leave_own(wire::key(call, 0));
         }
         return;
     }
-    let state = create(sk, call, socket_family, first);
+    let state = create(sk, call, settings, socket_family, first);
     if state.is_null() {
         return;
     }
+    // SAFETY: non-null: a whole state.
+    let new = unsafe { &mut *state };
     if socket_family == AF_UNIX {
-        // SAFETY: non-null: a whole state.
-        let new = unsafe { &mut *state };
-        locate_unix(sk, call, new, len);
-        new.position[(direction & 1) as usize] = len;
+        number_unix(call, 0, new.flags & SOCK_LATE != 0);
+        position[(direction & 1) as usize] = len;
+    }
+    new.position = position;
+    new.seen = [0; 2];
+    if socket_family != AF_UNIX {
+        seen::is_missing(call, &mut new.seen, len);
     }
     proceed(sk, state, scratch, len, flags, direction);
 }
@@ -360,33 +403,27 @@ fn received_elsewhere() {
 
 /// The peer has closed its direction.
 #[inline(always)]
-fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
-    let cookie = state.cookie;
+fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, element: u32) {
     if state.flags & SOCK_OPAQUE != 0 {
-        opaque::end(cookie);
-        if socket_family == AF_UNIX {
-            let _ = UNIX_SOCKETS.remove(&cookie);
-        }
-        return;
+        return opaque::end(state.cookie);
     }
-    if state.role != ROLE_CLIENT {
-        if socket_family == AF_UNIX && state.exchange.state & EX_OPEN == 0 {
-            // A server whose client is gone and that owes no answer.
-            let _ = UNIX_SOCKETS.remove(&cookie);
-        }
+    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
         return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(RX) else { return };
+    };
     // SAFETY: as in `on_call`.
     let call = unsafe { &mut (*scratch).call };
-    identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family, 0);
-    if state.exchange.state & EX_OPEN == 0 {
+    if state.role != ROLE_CLIENT {
         if socket_family == AF_UNIX {
-            let _ = UNIX_SOCKETS.remove(&cookie);
+            identify(sk, call, socket_family, RX);
+            end_peer(sk, scratch, ROLE_CLIENT, RESPONSE_CLOSED);
         }
         return;
     }
+    if state.exchange.state & EX_OPEN == 0 {
+        return;
+    }
+    identify(sk, call, socket_family, RX);
+    locate(sk, call, socket_family);
     let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
     } else {
@@ -396,26 +433,134 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16) {
     engine::finish_all(state, scratch, point);
     if socket_family == AF_UNIX {
         // The server's end of a unix stream shows only here.
-        opaque::end_peer(sk.unix_peer_cookie(), scratch, point);
-        let _ = UNIX_SOCKETS.remove(&cookie);
+        end_peer(sk, scratch, ROLE_SERVER, point);
     }
 }
 
-/// A TCP socket changed its state.
+/// The other end of a unix stream has been closed: no hook tells, so what was open there ends here.
 #[inline(always)]
-pub fn on_state(sk: Sock, old: i32, new: i32) {
-    if new == TCP_SYN_SENT {
-        return connect_begins(sk);
+fn end_peer(sk: Sock, scratch: *mut Scratch, role: u8, point: u32) {
+    let Some(peer) = sk.unix_peer() else { return };
+    if !peer.is_orphan() {
+        return;
     }
-    if new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
+    let state = storage(peer, 0);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: whole objects.
+    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+    if state.role == role && state.exchange.state & EX_OPEN != 0 {
+        locate(peer, call, AF_UNIX);
+        engine::finish_all(state, scratch, point);
+    }
+}
+
+/// A send or receive failed because the connection is gone. A TCP socket's state tells; a unix socket has none.
+#[inline(always)]
+fn broken(sk: Sock, hook: Hook) {
+    if sk.family() != AF_UNIX || !sk.is_stream(AF_UNIX) {
         return;
     }
     let state = storage(sk, 0);
     if state.is_null() {
         return;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(2) else { return };
-    // SAFETY: whole objects; index 2 belongs to this hook.
+    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+        return;
+    };
+    // SAFETY: whole objects; as in `on_call`.
+    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+    if state.flags & SOCK_OPAQUE == 0 && state.exchange.state & EX_OPEN != 0 {
+        identify(sk, call, AF_UNIX, hook.direction);
+        locate(sk, call, AF_UNIX);
+        engine::finish_all(state, scratch, RESPONSE_RESET);
+    }
+}
+
+/// Set by the loader: how many sweeps in a row must find no byte moved.
+#[no_mangle]
+static OVERDUE_SWEEPS: u32 = 0;
+
+/// User space's sweep has come to this socket: what has waited for longer than the deadline is told now.
+#[inline(always)]
+pub fn sweep(sk: Sock) {
+    let state = storage(sk, 0);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: non-null: a whole state.
+    let state = unsafe { &mut *state };
+    if state.flags & SOCK_OPAQUE != 0 || (state.exchange.state & EX_OPEN == 0 && state.queued == 0) {
+        state.idle_sweeps = 0;
+        return;
+    }
+    let socket_family = sk.family();
+    let passed = if socket_family == AF_UNIX {
+        state.position[0].wrapping_add(state.position[1])
+    } else {
+        let Some(tcp) = sk.tcp() else { return };
+        tcp.write_seq().wrapping_add(tcp.copied_seq())
+    };
+    if state.idle_sweeps == 0 || state.swept != passed {
+        state.swept = passed;
+        state.idle_sweeps = 1;
+        return;
+    }
+    // SAFETY: a static of this program, set before the load.
+    if u32::from(state.idle_sweeps) < unsafe { core::ptr::read_volatile(&raw const OVERDUE_SWEEPS) } {
+        state.idle_sweeps += 1;
+        return;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
+        return;
+    };
+    // SAFETY: an element that belongs to this walk.
+    let call = unsafe { &mut (*scratch).call };
+    identify(sk, call, socket_family, RX);
+    locate(sk, call, socket_family);
+    engine::overdue(state, scratch);
+}
+
+/// A TCP socket changed its state.
+#[inline(always)]
+pub fn on_state(sk: Sock, old: i32, new: i32) {
+    if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
+        return;
+    }
+    let Some(mut scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
+        return;
+    };
+    // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
+    unsafe {
+        let busy = &raw mut (*scratch).call.busy;
+        (*scratch).call.slot = slot::STATE as u8;
+        if core::ptr::read_volatile(busy) != 0 {
+            let Some(nested) = SCRATCH.get_ptr_mut(slot::STATE_NESTED) else {
+                return;
+            };
+            scratch = nested;
+            (*scratch).call.slot = slot::STATE_NESTED as u8;
+            change_state(sk, scratch, old, new);
+            return;
+        }
+        core::ptr::write_volatile(busy, 1);
+        change_state(sk, scratch, old, new);
+        core::ptr::write_volatile(busy, 0);
+    }
+}
+
+#[inline(always)]
+fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
+    if new == TCP_SYN_SENT {
+        // SAFETY: a whole object.
+        return connect_begins(sk, unsafe { &mut (*scratch).call });
+    }
+    let state = storage(sk, 0);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: whole objects.
     let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
     if known.flags & SOCK_OPAQUE != 0 {
         if new == TCP_CLOSE {
@@ -426,7 +571,7 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
     let socket_family = sk.family();
     if old == TCP_SYN_SENT && known.flags & SOCK_CONNECTING != 0 {
         identify(sk, call, socket_family, TX);
-        locate(sk, call, socket_family, 0);
+        locate(sk, call, socket_family);
         return connect_fails(sk, known, call);
     }
     if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
@@ -440,11 +585,11 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
         return;
     }
     identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family, 0);
+    locate(sk, call, socket_family);
     call.errno = sk.error();
     let point = if known.role == ROLE_SERVER && known.framing[TX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
-    } else if call.errno == ECONNRESET || call.errno == EPIPE || call.errno == ETIMEDOUT {
+    } else if i32::from(call.errno) == ECONNRESET || i32::from(call.errno) == EPIPE || call.errno == ETIMEDOUT {
         RESPONSE_RESET
     } else {
         RESPONSE_CLOSED
@@ -455,13 +600,29 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
     engine::finish_all(known, scratch, point);
 }
 
+/// nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
+#[inline(always)]
+pub fn on_destroy(sk: Sock) {
+    let state = storage(sk, 0);
+    if state.is_null() {
+        return;
+    }
+    // SAFETY: non-null: a whole state.
+    let known = unsafe { &*state };
+    if known.flags & SOCK_INHERITED == 0 || known.role != ROLE_UNKNOWN || !arch::in_close() {
+        return;
+    }
+    // SAFETY: no arguments.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
+    unit::received(&known.exchange, known.exchange.class, thread, true);
+}
+
 /// A connect of a process somebody asked for: what it is for is known now, in its own thread.
 #[inline(always)]
-fn connect_begins(sk: Sock) {
+fn connect_begins(sk: Sock, call: &mut Call) {
     let Some(settings) = SETTINGS.get_ptr(0) else { return };
-    let Some(scratch) = SCRATCH.get_ptr_mut(2) else { return };
-    // SAFETY: whole objects.
-    let (settings, call) = unsafe { (&*settings, &mut (*scratch).call) };
+    // SAFETY: an element of an array.
+    let settings = unsafe { &*settings };
     if settings.flags & setting::CAPTURE == 0 {
         return;
     }
@@ -470,8 +631,9 @@ fn connect_begins(sk: Sock) {
     if !admit(call, settings) {
         return;
     }
+    let provisional = call.class == ProcessClass::Unclassified as u8;
     call.class = class_or_name(u32::from(call.class)) as u8;
-    locate(sk, call, socket_family, 0);
+    locate(sk, call, socket_family);
     let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
     if state.is_null() {
         return count(KernelCounter::StateFull);
@@ -480,14 +642,17 @@ fn connect_begins(sk: Sock) {
     let state = unsafe { &mut *state };
     state.cookie = call.cookie;
     state.flags = SOCK_CONNECTING;
+    state.position = [0; 2];
+    state.seen = [0; 2];
     let exchange = &mut state.exchange;
     exchange.request_first_ns = now(call);
     exchange.pid = (call.pid_tgid >> 32) as u32;
     exchange.tid = call.pid_tgid as u32;
     exchange.class = call.class;
     exchange.side = ROLE_CLIENT;
+    exchange.flags = if provisional { flag::UNCLASSIFIED } else { 0 };
     if call.process_flags & process_flag::SERVES != 0 {
-        exchange.flags |= spanwire_common::abi::flag::PROCESS_SERVES;
+        exchange.flags |= flag::PROCESS_SERVES;
         unit::connecting(exchange, call);
         if exchange.cause != cause::NONE {
             state.flags |= SOCK_INHERITED;

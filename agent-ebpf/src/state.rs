@@ -18,7 +18,7 @@ pub const SOCK_OPAQUE: u8 = 1;
 pub const SOCK_LATE: u8 = 2;
 /// On a late socket: a response was seen from its first byte to its last, so the next message begins a request.
 pub const SOCK_BOUNDARY: u8 = 4;
-/// A unix socket: its state is in UNIX_SOCKETS.
+/// A unix socket.
 pub const SOCK_UNIX: u8 = 8;
 /// Joined late.
 pub const SOCK_JOINED: u8 = 16;
@@ -39,6 +39,8 @@ pub const EX_REQUEST_DONE: u8 = 4;
 pub const EX_RESPONSE: u8 = 8;
 /// Excluded: no record.
 pub const EX_EXCLUDED: u8 = 16;
+/// The deadline passed and the record went out; what still comes belongs to it and makes no other.
+pub const EX_TOLD: u8 = 32;
 
 /// One exchange while it is open. `request` is filled by the parser.
 #[repr(C)]
@@ -74,15 +76,19 @@ pub struct SockState {
     pub flags: u8,
     /// Earlier exchanges of this socket that wait for their responses, in PIPELINE.
     pub queued: u8,
-    pub reserved: u8,
-    pub generation: u32,
+    /// How many sweeps in a row have found [`SockState::swept`] unchanged.
+    pub idle_sweeps: u8,
+    /// Sum of what has passed in both directions, as the last sweep saw it.
+    pub swept: u32,
     /// Ordinal of the next request.
     pub next_ordinal: u32,
     /// Ordinal of the oldest exchange that waits for its response.
     pub oldest_ordinal: u32,
     pub cookie: u64,
-    /// Unix: bytes passed so far, by direction.
+    /// By direction. TCP: the sequence number of the stream's first byte, 0 while not known. Unix: bytes passed so far.
     pub position: [u32; 2],
+    /// By direction. TCP: the sequence number behind the last byte seen, 0 while not known.
+    pub seen: [u32; 2],
     pub exchange: Exchange,
 }
 
@@ -126,21 +132,6 @@ pub const UNIT_COMPLETE: u8 = 2;
 pub const UNIT_DEAD: u8 = 4;
 /// nginx: the receive that made this unit has been used up.
 pub const UNIT_CONSUMED: u8 = 8;
-
-/// What a client left on the wire for the server.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Wire {
-    pub trace_id: [u64; 2],
-    pub span_id: u64,
-    pub tenant: u64,
-    pub context_flags: u8,
-    /// 1: the agent itself sent it.
-    pub own: u8,
-    /// context_format of the client's header, with bit 7 set if it was forwarded (cause HEADER).
-    pub format: u8,
-    pub reserved: [u8; 5],
-}
 
 /// An inbound header context on an open request of a process: for header equality.
 #[repr(C)]
@@ -196,14 +187,16 @@ pub struct Call {
     pub carry: u32,
     /// Bytes of the call in all.
     pub length: u32,
-    pub padding: u32,
+    /// 1: a program is at work in this element. Kept by the one that can be interrupted by itself only.
+    pub busy: u32,
     pub family: u8,
     pub blocking: u8,
     pub class: u8,
     pub process_flags: u8,
     pub errno: u16,
     pub has_key: u8,
-    pub reserved: u8,
+    /// Element of the per-CPU arrays (`maps::slot`).
+    pub slot: u8,
 }
 
 /// Per-CPU working memory of one hook.

@@ -31,6 +31,17 @@ pub fn keeps_units(class: u8) -> bool {
     )
 }
 
+/// A thread that serves such a request does nothing else, so what it does can contradict that. A class that goes by
+/// blocking sockets says nothing of the others (asyncio in a Python that is not known for it).
+#[inline(always)]
+fn is_by_thread(class: u8, unit_flags: u8) -> bool {
+    match ProcessClass::from_u8(class) {
+        ProcessClass::ThreadPerRequest => unit_flags & UNIT_BLOCKING != 0,
+        ProcessClass::ProcessPerRequest | ProcessClass::ThreadReadsWhole => true,
+        _ => false,
+    }
+}
+
 #[inline(always)]
 fn is_nginx(class: u8) -> bool {
     class == ProcessClass::Nginx as u8
@@ -84,7 +95,7 @@ fn set(thread: u64, mut unit: Unit, class: u8) {
         // Two open requests on one thread: neither can be named (correlation.md, intro), and where the thread was to
         // tell, it is not asked again. A process without a class yet may be of one that asks something else.
         unit.state = UNIT_AMBIGUOUS;
-        if class != ProcessClass::Unclassified as u8 {
+        if is_by_thread(class, unit.flags) {
             demote((thread >> 32) as u32);
         }
     }
@@ -103,7 +114,7 @@ pub fn complete(exchange: &Exchange, call: &Call) {
         // SAFETY: a live map value.
         let entry = unsafe { &mut *entry };
         if entry.span_id == exchange.span_id {
-            if reader == call.pid_tgid || is_nginx(exchange.class) {
+            if reader == call.pid_tgid {
                 entry.flags |= UNIT_COMPLETE;
             } else {
                 // Another thread read on: the request was handed over (puma's reactor).
@@ -119,7 +130,8 @@ pub fn close(exchange: &Exchange, answered: bool) {
     if exchange.request.context_format == context_format::W3C {
         forget_context(exchange);
     }
-    if !keeps_units(exchange.class) {
+    if !keeps_units(exchange.class) || is_nginx(exchange.class) {
+        // nginx's unit was used up when the answer began (`answering`), and goes on if there was none.
         return;
     }
     let reader = u64::from(exchange.pid) << 32 | u64::from(exchange.tid);
@@ -323,9 +335,11 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     if unit.state == UNIT_NONE || unit.flags & UNIT_CONSUMED != 0 {
         return;
     }
-    if unit.state == UNIT_CLOSED {
+    // Where no rule rests on the thread, what it did is evidence of nothing but that.
+    let no_rule = unit.cause == cause::THREAD && !is_by_thread(exchange.class, unit.flags);
+    if unit.state == UNIT_CLOSED && !no_rule {
         // A send after its response: this thread does not work for one request at a time (correlation.md, intro).
-        if unit.cause == cause::THREAD && exchange.class != ProcessClass::Unclassified as u8 {
+        if unit.cause == cause::THREAD {
             demote(process);
             exchange.flags |= flag::DEMOTED;
         }

@@ -1,15 +1,15 @@
 //! Wire identity (DESIGN.md 4): both ends of a connection compute the same key for a message from the connection's
 //! own numbers, and meet in one map. Nothing is added to the traffic.
 
-use spanwire_common::abi::{cause, context_format, flag};
+use spanwire_common::abi::{cause, context_format, flag, WireValue};
 use spanwire_common::drop::KernelCounter;
 
 use crate::count::{cost, count};
 use crate::ids;
 use crate::maps::WIRES;
-use crate::state::{Call, Exchange, Wire};
+use crate::state::{Call, Exchange};
 
-/// Bit of [`Wire::format`]: the header was forwarded, not made by an SDK.
+/// Bit of [`WireValue::format`]: the header was forwarded, not made by an SDK.
 const FORWARDED: u8 = 0x80;
 
 /// The client's head has gone out: leave its context for the server.
@@ -19,7 +19,7 @@ pub fn leave(exchange: &Exchange) {
         return;
     }
     let forwarded = if exchange.cause == cause::HEADER { FORWARDED } else { 0 };
-    let wire = Wire {
+    let wire = WireValue {
         trace_id: ids::trace_id(&exchange.request),
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
@@ -29,13 +29,15 @@ pub fn leave(exchange: &Exchange) {
         reserved: [0; 5],
     };
     cost(KernelCounter::MapOperations);
-    let _ = WIRES.insert(&exchange.wire_key, &wire, 0);
+    // verifier: on the stack; see `maps::BLANK`.
+    let key = exchange.wire_key;
+    let _ = WIRES.insert(&key, &wire, 0);
 }
 
 /// The agent itself has sent something: whoever reads it is not to be traced.
 #[inline(always)]
 pub fn leave_own(key: u64) {
-    let wire = Wire {
+    let wire = WireValue {
         trace_id: [0; 2],
         span_id: 0,
         tenant: 0,
@@ -54,13 +56,15 @@ pub fn meet(exchange: &mut Exchange) -> bool {
         return false;
     }
     cost(KernelCounter::MapOperations);
-    let Some(entry) = WIRES.get_ptr_mut(&exchange.wire_key) else {
+    // verifier: as above.
+    let key = exchange.wire_key;
+    let Some(entry) = WIRES.get_ptr_mut(&key) else {
         return false;
     };
     // SAFETY: a live map value, copied.
     let wire = unsafe { *entry };
     cost(KernelCounter::MapOperations);
-    let _ = WIRES.remove(&exchange.wire_key);
+    let _ = WIRES.remove(&key);
     if wire.own != 0 {
         return true;
     }

@@ -54,6 +54,30 @@ pub enum InjectionResult {
     Failed,
 }
 
+/// Exchanges given up to keep `limits`, beside the reasons of [`UserDrop`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitDrop {
+    /// Not assembled: over `limits.memory`.
+    Memory,
+    /// Not assembled: over `limits.cpu`.
+    CpuAssemble,
+    /// Its trace was left out: over `limits.cpu`.
+    CpuSample,
+}
+
+impl LimitDrop {
+    pub const ALL: [Self; 3] = [Self::Memory, Self::CpuAssemble, Self::CpuSample];
+
+    /// The labels `stage` and `reason`.
+    pub const fn label(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Memory => ("assemble", "memory_limit"),
+            Self::CpuAssemble => ("assemble", "cpu_limit"),
+            Self::CpuSample => ("sample", "cpu_limit"),
+        }
+    }
+}
+
 /// `spanwire_config_reloads_total{result}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReloadResult {
@@ -89,10 +113,15 @@ const RELOAD_RESULTS: [&str; 2] = ["ok", "failed"];
 pub struct Counters {
     /// Totals of the kernel's per-CPU counters, by `KernelCounter`.
     kernel: [Cell; KERNEL_COUNTERS],
+    /// Exchanges that the kernel side left to be counted here: servers', clients'.
+    provisional: [Cell; 2],
     /// By kind and parent source.
     spans: [[Cell; SOURCES]; KINDS.len()],
     /// By `UserDrop`.
     user_drops: [Cell; UserDrop::ALL.len()],
+    /// By `LimitDrop`.
+    limit_drops: [Cell; LimitDrop::ALL.len()],
+    joined_sockets: Cell,
     injections: [Cell; INJECTION_RESULTS.len()],
     reloads: [Cell; RELOAD_RESULTS.len()],
     union: [Cell; 4],
@@ -123,6 +152,23 @@ impl Counters {
         self.kernel[counter as usize].value()
     }
 
+    /// An exchange that was observed provisionally turned out to be of a captured process.
+    pub fn kept(&self, is_server: bool) {
+        let [server, client] = &self.provisional;
+        if is_server { server } else { client }.add(1);
+    }
+
+    /// Exchanges of one side so far.
+    fn exchanges(&self, is_server: bool) -> u64 {
+        let [server, client] = &self.provisional;
+        let (counter, kept) = if is_server {
+            (KernelCounter::ExchangesServer, server)
+        } else {
+            (KernelCounter::ExchangesClient, client)
+        };
+        self.kernel(counter) + kept.value()
+    }
+
     /// An exchange became a span.
     pub fn span(&self, kind: SpanKind, source: ParentSource) {
         self.spans[kind as usize][source as usize].add(1);
@@ -141,6 +187,21 @@ impl Counters {
     /// Exchanges lost in user space for this reason so far.
     pub fn dropped_total(&self, reason: UserDrop) -> u64 {
         self.user_drops[reason as usize].value()
+    }
+
+    /// An exchange was given up to keep a limit.
+    pub fn limited(&self, reason: LimitDrop) {
+        self.limit_drops[reason as usize].add(1);
+    }
+
+    /// Exchanges given up for this limit so far.
+    pub fn limited_total(&self, reason: LimitDrop) -> u64 {
+        self.limit_drops[reason as usize].value()
+    }
+
+    /// Takes the number of sockets older than the agent that were joined at a proven boundary.
+    pub fn set_joined_sockets(&self, total: u64) {
+        self.joined_sockets.set(total);
     }
 
     /// Header injections.
@@ -191,7 +252,8 @@ impl Counters {
             "spanwire_exchanges_total",
             "Request and response pairs that came to their end, by the side that was seen.",
         );
-        self.render_kernel(page, "exchanges", "side");
+        page.sample(&[("side", "server")], self.exchanges(true));
+        page.sample(&[("side", "client")], self.exchanges(false));
         page.counter(
             "spanwire_spans_total",
             "Spans made, by kind and by how the parent was found.",
@@ -216,11 +278,20 @@ impl Counters {
             let (stage, reason) = drop.label();
             page.sample(&[("stage", stage), ("reason", reason)], self.dropped_total(*drop));
         }
+        for drop in LimitDrop::ALL {
+            let (stage, reason) = drop.label();
+            page.sample(&[("stage", stage), ("reason", reason)], self.limited_total(drop));
+        }
         page.counter(
             "spanwire_opaque_sockets_total",
             "Sockets that are not read any more, and why.",
         );
         self.render_kernel(page, "opaque", "reason");
+        page.counter(
+            "spanwire_joined_sockets_total",
+            "Sockets older than the agent, read from a proven boundary on: what they carried before is in no count.",
+        );
+        page.sample(&[], self.joined_sockets.value());
         page.counter(
             "spanwire_kernel_notes_total",
             "Things the kernel side met that cost no exchange but explain gaps.",

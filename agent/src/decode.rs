@@ -9,18 +9,29 @@ use std::mem::{offset_of, size_of};
 
 use spanwire_common::abi::{
     cause, context_format, family, flag, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord,
-    LinkRecord, OpaqueTurn, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
+    OpaqueTurn, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION, METHOD_BYTES,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-/// What came out of the ring. The big records are boxed once, here, and keep that box until they are a span. A turn of an
+use crate::span::{SpanId, TraceId};
+
+/// The server exchange `server` was sent by `client`: found in the map WIRES, where the server's hook had come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub client_span: SpanId,
+    pub client_trace: TraceId,
+    pub server_span: SpanId,
+    pub server_trace: TraceId,
+}
+
+/// What came out of the ring; or, a link, out of a map. The big records are boxed once, here, and keep that box until they are a span. A turn of an
 /// opaque call is an exchange in which nothing is known but times, sizes and ends.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Exchange(Box<ExchangeRecord>),
     Text(Box<TextRecord>),
     Process(Box<ProcessRecord>),
-    Link(LinkRecord),
+    Link(Link),
 }
 
 /// Why a record was refused.
@@ -68,7 +79,6 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         kind::EXCHANGE => exchange(record).map(Event::Exchange),
         kind::TEXT => text_record(record).map(Event::Text),
         kind::PROCESS => process(record).map(Event::Process),
-        kind::LINK => link(record).map(Event::Link),
         kind::OPAQUE_TURN => {
             let turn = OpaqueTurn::read_from_bytes(record).map_err(|_| DecodeError::Length {
                 kind: kind::OPAQUE_TURN,
@@ -210,25 +220,6 @@ fn process(bytes: &[u8]) -> Result<Box<ProcessRecord>, DecodeError> {
     Ok(record)
 }
 
-fn link(bytes: &[u8]) -> Result<LinkRecord, DecodeError> {
-    const KIND: u8 = kind::LINK;
-    let record = LinkRecord::read_from_bytes(bytes).map_err(|_| DecodeError::Length {
-        kind: KIND,
-        said: bytes.len(),
-    })?;
-    check(
-        KIND,
-        "client ids",
-        record.client_trace_id != [0; 16] && record.client_span_id != [0; 8],
-    )?;
-    check(
-        KIND,
-        "server ids",
-        record.server_trace_id != [0; 16] && record.server_span_id != [0; 8],
-    )?;
-    Ok(record)
-}
-
 /// Finds holes in the sequence numbers of each CPU's records.
 ///
 /// A program can be preempted between taking its number and reserving its record, so neighbours may come in the wrong
@@ -249,6 +240,7 @@ struct Window {
 const MAX_CPUS: usize = 8192;
 
 impl Sequence {
+    /// Nothing observed yet.
     pub fn new() -> Self {
         Self::default()
     }

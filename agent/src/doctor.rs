@@ -80,7 +80,9 @@ impl Node for ThisNode {
         use crate::sys::kernel::{Kernel, Options};
         let options = Options {
             ring_bytes: 64 << 10,
+            connections: 1_024,
             port_selectors: false,
+            deadline_ns: 0,
             count_costs: false,
         };
         Kernel::load(options)
@@ -93,6 +95,8 @@ impl Node for ThisNode {
 struct Capability {
     name: &'static str,
     bits: u64,
+    /// Without it nothing is traced.
+    is_needed: bool,
     with: &'static str,
     without: &'static str,
     remedy: &'static str,
@@ -105,6 +109,7 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         name: "CAP_BPF",
         bits: 1 << CAP_BPF | 1 << CAP_SYS_ADMIN,
+        is_needed: true,
         with: "programs and maps can be made",
         without: "no program can be loaded: nothing is traced",
         remedy: GRANT,
@@ -112,6 +117,7 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         name: "CAP_PERFMON",
         bits: 1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN,
+        is_needed: true,
         with: "tracing programs can be loaded",
         without: "no tracing program can be loaded: nothing is traced",
         remedy: GRANT,
@@ -119,6 +125,7 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         name: "CAP_NET_ADMIN",
         bits: 1 << CAP_NET_ADMIN,
+        is_needed: false,
         with: "socket programs can be loaded",
         without: "sockops and sk_msg are refused: no header can be written (not needed to observe)",
         remedy: GRANT,
@@ -126,6 +133,7 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         name: "CAP_SYS_PTRACE",
         bits: 1 << CAP_SYS_PTRACE,
+        is_needed: false,
         with: "every process can be identified",
         without: "other users' processes are not identified: service names fall back, exe selectors do not match",
         remedy: GRANT,
@@ -133,11 +141,35 @@ const CAPABILITIES: [Capability; 5] = [
     Capability {
         name: "CAP_SYS_ADMIN",
         bits: 1 << CAP_SYS_ADMIN,
+        is_needed: false,
         with: "uprobes work on every kernel",
         without: "uprobes may be refused (not needed for plain HTTP)",
         remedy: "none needed",
     },
 ];
+
+/// Capabilities without which no tracing program can be loaded, and what to do about it, on one line; `None` when
+/// nothing is missing.
+pub fn missing_to_trace(capabilities: u64) -> Option<String> {
+    let missing: Vec<&str> = CAPABILITIES
+        .iter()
+        .filter(|capability| capability.is_needed && capability.bits & capabilities == 0)
+        .map(|capability| capability.name)
+        .collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let (verb, which) = if missing.len() == 1 {
+        ("is", "it")
+    } else {
+        ("are", "them")
+    };
+    Some(format!(
+        "{} {verb} missing: run as root, or grant {which} (systemd: AmbientCapabilities=, Kubernetes: \
+         securityContext.capabilities.add)",
+        missing.join(" and ")
+    ))
+}
 
 /// What a feature is for.
 struct Meaning {
@@ -196,7 +228,7 @@ const FEATURES: [Meaning; 19] = [
         Feature::SocketTracepoints,
         "sock_send_length, sock_recv_length",
         "every send and receive is seen by two BTF tracepoints",
-        "the fallbacks below are used, at a higher cost",
+        "fexit is used instead (docs/kernels.md)",
         "none needed where a fallback works; these came with Linux 6.3",
     ),
     by_bpf(
@@ -209,23 +241,23 @@ const FEATURES: [Meaning; 19] = [
     by_bpf(
         Feature::Fentry,
         "fentry, fexit",
-        "first fallback",
+        "the fallback where those two are missing",
         "this fallback is left out",
         "none needed where another family works",
     ),
     by_bpf(
         Feature::Kprobe,
         "kprobe, kretprobe",
-        "second fallback (not built yet)",
-        "this fallback is left out",
-        "none needed where another family works",
+        "a fallback that is not built yet",
+        "a fallback that is not built yet is left out",
+        "none needed",
     ),
     by_bpf(
         Feature::SyscallTracepoints,
         "system-call tracepoints",
-        "last fallback (not built yet)",
-        "this fallback is left out",
-        "none needed where another family works; else mount tracefs at /sys/kernel/tracing",
+        "a fallback that is not built yet",
+        "a fallback that is not built yet is left out",
+        "none needed",
     ),
     by_bpf(
         Feature::Uprobe,
@@ -252,21 +284,21 @@ const FEATURES: [Meaning; 19] = [
         Feature::SocketStorage,
         "socket storage in tracing",
         "state lives with its socket and ends with it",
-        "state is kept in a table beside: heads of up to 1 KiB per read, else opaque",
+        "sockets cannot be followed: nothing is traced",
         "use Linux 5.11 or newer",
     ),
     by_bpf(
         Feature::SocketCookie,
         "socket cookie in tracing",
         "a socket is known by a number that is never used again",
-        "a socket is known by its address until it is closed",
+        "sockets cannot be told apart: nothing is traced",
         "use Linux 5.12 or newer",
     ),
     by_bpf(
         Feature::TaskRegisters,
         "task registers in tracing",
         "user buffers are found from the tracepoints",
-        "user buffers are found by the fallbacks only",
+        "user buffers cannot be found: nothing is traced",
         "use Linux 5.15 or newer",
     ),
     by_bpf(
@@ -360,16 +392,16 @@ pub fn examine(node: &dyn Node) -> Report {
 
     let needed = [
         Feature::Btf,
+        Feature::LifeTracepoints,
         Feature::RingBuffer,
         Feature::MapInMap,
+        Feature::SocketStorage,
+        Feature::SocketCookie,
+        Feature::TaskRegisters,
         Feature::UserMemory,
+        Feature::KernelMemory,
     ];
-    let families = [
-        Feature::SocketTracepoints,
-        Feature::Fentry,
-        Feature::Kprobe,
-        Feature::SyscallTracepoints,
-    ];
+    let families = [Feature::SocketTracepoints, Feature::Fentry];
     let kernel_can =
         needed.iter().all(|feature| works.contains(feature)) && families.iter().any(|family| works.contains(family));
     let programs = kernel_can.then(|| node.load_programs());

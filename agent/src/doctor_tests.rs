@@ -73,12 +73,8 @@ fn a_node_that_can_do_everything() {
 
 #[test]
 fn one_family_of_hooks_is_enough() {
-    let families = [
-        Feature::SocketTracepoints,
-        Feature::Fentry,
-        Feature::Kprobe,
-        Feature::SyscallTracepoints,
-    ];
+    // Those that are built: kprobes alone do not help.
+    let families = [Feature::SocketTracepoints, Feature::Fentry];
     for kept in families {
         let lacks: Vec<Feature> = families.into_iter().filter(|family| *family != kept).collect();
         assert!(examine(&node(&lacks)).tracing_possible, "{kept:?}");
@@ -90,9 +86,14 @@ fn one_family_of_hooks_is_enough() {
 fn what_every_family_needs() {
     for feature in [
         Feature::Btf,
+        Feature::LifeTracepoints,
         Feature::RingBuffer,
         Feature::MapInMap,
+        Feature::SocketStorage,
+        Feature::SocketCookie,
+        Feature::TaskRegisters,
         Feature::UserMemory,
+        Feature::KernelMemory,
     ] {
         let report = examine(&node(&[feature]));
         assert!(!report.tracing_possible, "{feature:?}");
@@ -173,6 +174,23 @@ fn cap_sys_admin_stands_for_bpf_and_perfmon() {
     assert!(report.tracing_possible);
     assert_eq!(row(&report, "CAP_BPF").state, "yes");
     assert_eq!(row(&report, "CAP_NET_ADMIN").state, "no");
+}
+
+#[test]
+fn what_is_missing_to_trace_is_named_with_its_remedy() {
+    let both = missing_to_trace(1 << CAP_NET_ADMIN | 1 << CAP_SYS_PTRACE).unwrap();
+    assert!(
+        both.starts_with("CAP_BPF and CAP_PERFMON are missing: run as root"),
+        "{both}"
+    );
+    assert_eq!(both.lines().count(), 1);
+    let one = missing_to_trace(1 << CAP_BPF).unwrap();
+    assert!(
+        one.starts_with("CAP_PERFMON is missing: run as root, or grant it"),
+        "{one}"
+    );
+    assert_eq!(missing_to_trace(1 << CAP_BPF | 1 << CAP_PERFMON), None);
+    assert_eq!(missing_to_trace(1 << CAP_SYS_ADMIN), None);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 #![deny(unsafe_code)]
 
 pub mod assemble;
+pub mod budget;
 pub mod cli;
 pub mod config;
 pub mod counters;

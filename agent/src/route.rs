@@ -38,6 +38,7 @@ pub struct Router {
 }
 
 impl Router {
+    /// Empty batches for so many sinks.
     pub fn new(sinks: usize, batching: Batching) -> Self {
         Self {
             sinks,

@@ -9,23 +9,29 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use serde_json::json;
 use spanwire_common::abi::ExchangeRecord;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::watch;
 
 use crate::assemble::{self, Assembler, LocalAddrs};
+use crate::budget::{Bounds, Budget};
 use crate::config::{self, Config, RequestFacts, RunFacts, SelectorRules};
-use crate::counters::Counters;
+use crate::counters::{Counters, LimitDrop};
+use crate::discover::addresses::NodeAddresses;
 use crate::discover::{self, Discoverer, ProcRoot};
+use crate::doctor;
 use crate::enrich::{self, Enricher};
-use crate::export::{ExporterSettings, Exporters, Protocol, Tuning};
+use crate::export::{self, ExporterSettings, Exporters, Protocol, Tuning};
 use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
 use crate::sample::Sampler;
-use crate::store::{Retention, Store};
+use crate::store::{QueueBounds, Retention, Store};
 use crate::sys::kernel::{self, Kernel};
+use crate::sys::probe::effective_capabilities;
 use crate::sys::ring::Rings;
+use crate::sys::usage;
 use crate::web::{ApiState, Readiness, Server};
 
-/// How long a shutdown may take once the hooks are detached.
+/// How long exporters and store may take once the hooks are detached.
 const FLUSH: Duration = Duration::from_secs(4);
 /// Bytes of each CPU's ring: 0.1 s at 50,000 exchanges a second.
 const RING_BYTES: u32 = 4 << 20;
@@ -35,8 +41,13 @@ const RING_BYTES: u32 = 4 << 20;
 /// # Errors
 /// One line that says what is wrong and what to do.
 pub fn run(config: &Config) -> Result<()> {
+    if let Some(missing) = doctor::missing_to_trace(effective_capabilities()) {
+        bail!("{missing}");
+    }
+    usage::keep_little_memory();
     let _lock = Lock::take()?;
-    let store = open_store(config)?;
+    let bounds = Bounds::of(&config.limits);
+    let store = open_store(config, &bounds)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -50,11 +61,13 @@ pub fn run(config: &Config) -> Result<()> {
     let servers = runtime.block_on(serve(config, state, &stopped))?;
     let exporters = {
         let _inside = runtime.enter();
-        Exporters::start(&exporter_settings(config), Tuning::default(), &counters)?
+        Exporters::start(&exporter_settings(config), tuning(&bounds), &counters)?
     };
     let (mut kernel, rings) = Kernel::load(kernel::Options {
         ring_bytes: ring_bytes()?,
+        connections: config.limits.connections,
         port_selectors: !rules.ports().is_empty(),
+        deadline_ns: deadline_ns()?,
         count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
     })
     .context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
@@ -69,6 +82,7 @@ pub fn run(config: &Config) -> Result<()> {
     }
     kernel.set_settings(config.settings(&rules, facts))?;
     let masks = Masks::default();
+    let addresses = NodeAddresses::new(ProcRoot::default());
     let sinks = Sinks {
         exporters: exporters.handles(),
         store: store.clone(),
@@ -77,10 +91,12 @@ pub fn run(config: &Config) -> Result<()> {
         kernel,
         rings: Rings::new(rings),
         rules: Arc::clone(&rules),
-        assembler: Assembler::new(assemble_options(config, &rules, &masks)),
+        assembler: Assembler::new(assemble_options(config, &rules, &masks, &addresses)),
+        addresses,
         discoverer: Discoverer::new(ProcRoot::default(), discover::Limits::default()),
         enricher: Enricher::new(enrich_options(config)),
         sampler: Sampler::default(),
+        budget: Budget::new(config.limits),
         sinks,
         counters: Arc::clone(&counters),
         masks,
@@ -90,18 +106,27 @@ pub fn run(config: &Config) -> Result<()> {
     runtime.block_on(until_told())?;
     tracing::info!("detaching");
     data_path.stop();
-    let dropped = runtime.block_on(exporters.shutdown(FLUSH));
-    if dropped > 0 {
-        tracing::warn!(dropped, "spans were not exported within {} s", FLUSH.as_secs());
-    }
+    flush(&runtime, exporters, store);
     drop(stop);
-    if let Some(store) = store.and_then(|store| Arc::try_unwrap(store).ok()) {
-        if !store.close(Duration::from_secs(1)) {
-            tracing::warn!("the store did not take everything within 1 s");
-        }
-    }
     runtime.shutdown_timeout(Duration::from_millis(200));
     Ok(())
+}
+
+/// Exporters and store write what they hold, beside each other.
+fn flush(runtime: &Runtime, exporters: Exporters, store: Option<Arc<Store>>) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if let Some(store) = store.and_then(|store| Arc::try_unwrap(store).ok()) {
+                if !store.close(FLUSH) {
+                    tracing::warn!("the store did not take everything within {} s", FLUSH.as_secs());
+                }
+            }
+        });
+        let dropped = runtime.block_on(exporters.shutdown(FLUSH));
+        if dropped > 0 {
+            tracing::warn!(dropped, "spans were not exported within {} s", FLUSH.as_secs());
+        }
+    });
 }
 
 async fn until_told() -> Result<()> {
@@ -114,6 +139,9 @@ async fn until_told() -> Result<()> {
     Ok(())
 }
 
+/// An exchange without a byte for this long is told as one that timed out.
+const DEADLINE_NS: u64 = 60_000_000_000;
+
 /// Ring size: `SPANWIRE_RING_BYTES` makes it small for tests of what an overflow does.
 fn ring_bytes() -> Result<u32> {
     let Ok(text) = std::env::var("SPANWIRE_RING_BYTES") else {
@@ -122,6 +150,17 @@ fn ring_bytes() -> Result<u32> {
     match text.parse::<u32>() {
         Ok(bytes) if bytes.is_power_of_two() && bytes >= 4096 => Ok(bytes),
         _ => bail!("SPANWIRE_RING_BYTES: expected a power of two of at least 4096, got {text:?}"),
+    }
+}
+
+/// How long an exchange may go without a byte: `SPANWIRE_DEADLINE_S` makes it short for tests.
+fn deadline_ns() -> Result<u64> {
+    let Ok(text) = std::env::var("SPANWIRE_DEADLINE_S") else {
+        return Ok(DEADLINE_NS);
+    };
+    match text.parse::<u64>() {
+        Ok(seconds @ 1..=1000) => Ok(seconds * 1_000_000_000),
+        _ => bail!("SPANWIRE_DEADLINE_S: expected whole seconds from 1 to 1000, got {text:?}"),
     }
 }
 
@@ -172,7 +211,17 @@ fn fallback_lock() -> std::io::Result<File> {
         .open(path)
 }
 
-fn open_store(config: &Config) -> Result<Option<Arc<Store>>> {
+fn tuning(bounds: &Bounds) -> Tuning {
+    Tuning {
+        queue: export::queue::Limits {
+            spans: bounds.queue_spans,
+            bytes: bounds.queue_bytes,
+        },
+        ..Tuning::default()
+    }
+}
+
+fn open_store(config: &Config, bounds: &Bounds) -> Result<Option<Arc<Store>>> {
     if !config.store.enabled {
         return Ok(None);
     }
@@ -181,7 +230,12 @@ fn open_store(config: &Config) -> Result<Option<Arc<Store>>> {
         errors: config.store.retention.errors,
         size_bytes: config.store.retention.size_bytes,
     };
-    Ok(Some(Arc::new(Store::open(&config.store.path, retention)?)))
+    let queue = QueueBounds {
+        spans: bounds.queue_spans,
+        bytes: bounds.queue_bytes,
+    };
+    let store = Store::open_bounded(&config.store.path, retention, queue)?;
+    Ok(Some(Arc::new(store)))
 }
 
 fn exporter_settings(config: &Config) -> Vec<ExporterSettings> {
@@ -203,7 +257,13 @@ fn exporter_settings(config: &Config) -> Vec<ExporterSettings> {
     config.exporters.iter().map(one).collect()
 }
 
-fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) -> assemble::Options {
+fn assemble_options(
+    config: &Config,
+    rules: &Arc<SelectorRules>,
+    masks: &Masks,
+    addresses: &NodeAddresses,
+) -> assemble::Options {
+    let (admitting, of_process) = (Arc::clone(rules), Arc::clone(masks));
     let (rules, masks) = (Arc::clone(rules), Arc::clone(masks));
     let exclusion = move |record: &ExchangeRecord, user_agent: Option<&str>| {
         let masks = masks
@@ -228,13 +288,21 @@ fn assemble_options(config: &Config, rules: &Arc<SelectorRules>, masks: &Masks) 
         };
         rules.excludes_request(masks, &facts).is_some()
     };
+    let admission = move |record: &ExchangeRecord| {
+        let masks = of_process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&record.pid)
+            .copied();
+        masks.is_none_or(|masks| admitting.admits(masks, [record.local_port, record.remote_port]))
+    };
     assemble::Options {
         keep_unclassified: config.capture.include.is_empty(),
-        local: LocalAddrs {
-            addresses: discover::addresses::local_addresses(Path::new("/proc/net")),
-            ranges: config.local_ranges.0.iter().map(config::AddressRange::parts).collect(),
-        },
+        local: local_addrs(config, addresses),
         exclusion: Some(Box::new(exclusion)),
+        max_held: Bounds::of(&config.limits).held,
+        max_connections: config.limits.connections as usize,
+        admission: Some(Box::new(admission)),
         ..assemble::Options::default()
     }
 }
@@ -265,8 +333,16 @@ fn enrich_options(config: &Config) -> enrich::Options {
 }
 
 fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+    let declared = std::env::var(discover::node::NODE_NAME).ok();
+    discover::node::host_name(&ProcRoot::default(), declared.as_deref())
+}
+
+/// What counts as this node's and as near, by the addresses known now.
+fn local_addrs(config: &Config, addresses: &NodeAddresses) -> LocalAddrs {
+    LocalAddrs {
+        addresses: addresses.all(),
+        ranges: config.local_ranges.0.iter().map(config::AddressRange::parts).collect(),
+    }
 }
 
 /// Where the API and the health listener ended up.
@@ -336,9 +412,14 @@ fn api_state(
         move || {
             let snapshot = snapshot.lock().unwrap_or_else(PoisonError::into_inner);
             let problem = store_stats.as_ref().and_then(|stats| stats.problem());
+            let degradations: Vec<_> = problem
+                .iter()
+                .chain(&snapshot.degradations)
+                .chain(&snapshot.limit_problems)
+                .collect();
             Readiness {
                 is_ready: snapshot.is_ready,
-                body: json!({"ready": snapshot.is_ready, "family": snapshot.family, "hooks": snapshot.hooks, "degradations": problem.into_iter().collect::<Vec<_>>()}),
+                body: json!({"ready": snapshot.is_ready, "family": snapshot.family, "hooks": snapshot.hooks, "degradations": degradations}),
             }
         }
     };
@@ -393,8 +474,21 @@ fn status(
             "settledEarly": snapshot.assemble.settled_early, "wireLate": snapshot.assemble.wire_late,
             "wireMissed": snapshot.assemble.wire_missed, "contradictions": snapshot.assemble.contradictions,
         },
+        "limits": limits_of(&snapshot),
         "lagMilliseconds": snapshot.lag_ns / 1_000_000,
         "storeProblem": store_problem,
+    })
+}
+
+/// What is used of the limits, and what is given up for them.
+fn limits_of(snapshot: &Snapshot) -> serde_json::Value {
+    let figures = snapshot.limits;
+    let hundredths = |value: f64| (value * 100.0).round() / 100.0;
+    json!({
+        "memoryBytes": figures.memory_limit_bytes, "residentBytes": figures.resident_bytes,
+        "cpu": figures.cpu_limit, "cpuUsed": hundredths(figures.cpu_used),
+        "tracesKeptPercent": hundredths(figures.kept_share * 100.0),
+        "givenUp": snapshot.limit_problems,
     })
 }
 
@@ -402,16 +496,23 @@ fn status(
 fn drops(counters: &Counters) -> serde_json::Map<String, serde_json::Value> {
     use spanwire_common::drop::{KernelCounter, UserDrop};
     let kernel = KernelCounter::ALL.iter().filter_map(|counter| match counter.label() {
-        _ if matches!(counter, KernelCounter::WireMatched | KernelCounter::WireServerFirst) => None,
+        _ if matches!(counter, KernelCounter::WireMatched) => None,
         ("kernel" | "opaque" | "note", reason) => Some((reason, counters.kernel(*counter))),
         _ => None,
     });
     let user = UserDrop::ALL
         .iter()
         .map(|reason| (reason.label().1, counters.dropped_total(*reason)));
-    kernel
-        .chain(user)
-        .filter(|(_, count)| *count > 0)
+    let limited = LimitDrop::ALL
+        .iter()
+        .map(|reason| (reason.label().1, counters.limited_total(*reason)));
+    let mut drops = std::collections::BTreeMap::<_, u64>::new();
+    for (reason, count) in kernel.chain(user).chain(limited).filter(|(_, count)| *count > 0) {
+        // Two stages may have the same reason.
+        *drops.entry(reason).or_default() += count;
+    }
+    drops
+        .into_iter()
         .map(|(reason, count)| (reason.to_owned(), count.into()))
         .collect()
 }

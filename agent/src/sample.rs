@@ -34,7 +34,8 @@ impl Sampler {
         self.keeps(span.trace_id)
     }
 
-    fn keeps(self, TraceId(bytes): TraceId) -> bool {
+    /// Whether the spans of this trace are handed on.
+    pub fn keeps(self, TraceId(bytes): TraceId) -> bool {
         let random = u64::from_be_bytes([
             bytes[8], bytes[9], bytes[10], bytes[11], bytes[12], bytes[13], bytes[14], bytes[15],
         ]);

@@ -104,6 +104,7 @@ impl ParentSource {
         Self::Unknown,
     ];
 
+    /// The value of `spanwire.parent.source`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
@@ -140,6 +141,7 @@ pub enum UnknownReason {
 }
 
 impl UnknownReason {
+    /// The value of `spanwire.parent.reason`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Runtime => "runtime",

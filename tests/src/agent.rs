@@ -24,6 +24,9 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(12);
 /// SIGTERM: detach and flush within this.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 
+/// Tests run the agent as it is built for debugging, on machines that are busy, and want every span.
+const UNLIMITED_CPU: u32 = 64;
+
 /// What the agent is started with. Written as JSON, which is YAML.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -38,6 +41,7 @@ impl Setup {
         let document = json!({
             "capture": {"include": include, "paths": "raw", "client_address": "full"},
             "export": [],
+            "limits": {"cpu": UNLIMITED_CPU},
         });
         Self {
             document,

@@ -29,6 +29,20 @@ impl Inventory {
         })
     }
 
+    /// Without what a living process holds: once the agent has ended, that is somebody else's.
+    fn held_by_nobody() -> Result<Self> {
+        let mut left = Self::now()?;
+        for (kind, id) in held() {
+            let ids = match kind.as_str() {
+                "prog_id" => &mut left.programs,
+                "map_id" => &mut left.maps,
+                _ => &mut left.links,
+            };
+            ids.retain(|(own, _)| *own != id);
+        }
+        Ok(left)
+    }
+
     /// What is here and was not there before, in words. Ids are never used again, so others' comings and goings on
     /// the machine do not hide anything.
     pub fn added_since(&self, before: &Self) -> Vec<String> {
@@ -49,7 +63,7 @@ impl Inventory {
     pub fn wait_gone_since(before: &Self, limit: Duration) -> Result<Duration> {
         let start = Instant::now();
         loop {
-            let added = Self::now()?.added_since(before);
+            let added = Self::held_by_nobody()?.added_since(before);
             if added.is_empty() {
                 return Ok(start.elapsed());
             }
@@ -62,6 +76,22 @@ impl Inventory {
             sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// Every program, map and link that some process has a descriptor of: the field's name in its fdinfo, and the id.
+fn held() -> BTreeSet<(String, u64)> {
+    let entries = |path: std::path::PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries("/proc".into())
+        .flat_map(|process| entries(process.path().join("fdinfo")))
+        .filter_map(|descriptor| std::fs::read_to_string(descriptor.path()).ok())
+        .flat_map(|text| text.lines().filter_map(id_in).collect::<Vec<_>>())
+        .collect()
+}
+
+fn id_in(line: &str) -> Option<(String, u64)> {
+    let (name, value) = line.split_once(':')?;
+    matches!(name, "prog_id" | "map_id" | "link_id").then_some(())?;
+    Some((name.to_owned(), value.trim().parse().ok()?))
 }
 
 fn ids(kind: &str) -> Result<BTreeSet<(u64, String)>> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, ensure, Context, Result};
-use k8s_openapi::api::core::v1::{Container, PodSpec, Probe, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, Probe, Volume, VolumeMount};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::manifests::{repository, Manifests};
@@ -49,7 +49,9 @@ pub fn start(manifests: &Manifests, root: &Path, args: Option<&[&str]>, place: &
     }
     script.line(format!("mount -o remount,bind,ro {}", quoted(root)));
     let own: Vec<&str> = container.args.iter().flatten().map(String::as_str).collect();
-    script.execute(&manifests.granted()?, args.unwrap_or(&own))?;
+    script.line(format!("hostname {POD}"));
+    let environment = environment(container)?;
+    script.execute(&manifests.granted()?, &environment, args.unwrap_or(&own))?;
     let file = place.write("pod.sh", &script.text)?;
     Launch::new("pod", program("unshare")?, place)
         .args(["--mount", "--net", "--uts", "--ipc", "--cgroup", "--", "sh"])
@@ -142,10 +144,29 @@ fn refuse_unknown(pod: &PodSpec, container: &Container) -> Result<()> {
         "expected user and group 0"
     );
     ensure!(
-        container.command.is_none() && container.env.is_none() && container.env_from.is_none(),
-        "no command and no environment here"
+        container.command.is_none() && container.env_from.is_none(),
+        "no command and no environment from elsewhere here"
     );
     Ok(())
+}
+
+/// The node that the pod is told it runs on.
+pub const NODE: &str = "node-of-the-test";
+/// The pod's own host name.
+const POD: &str = "spanwire-x7k2p";
+
+/// The container's environment, the downward API's node name included.
+fn environment(container: &Container) -> Result<Vec<String>> {
+    let value = |variable: &EnvVar| {
+        let field = variable.value_from.as_ref().and_then(|from| from.field_ref.as_ref());
+        let value = match field {
+            None => variable.value.clone(),
+            Some(field) => (field.field_path == "spec.nodeName").then(|| NODE.to_owned()),
+        };
+        let value = value.with_context(|| format!("{}: where it comes from is not here", variable.name))?;
+        Ok(format!("{}={value}", variable.name))
+    };
+    container.env.iter().flatten().map(value).collect()
 }
 
 /// The folder on this machine that a volume is.
@@ -225,12 +246,14 @@ impl Script {
     }
 
     /// Root with nothing but these: what a runtime leaves in the bounding set, root has.
-    fn execute(&mut self, granted: &[String], args: &[&str]) -> Result<()> {
+    fn execute(&mut self, granted: &[String], environment: &[String], args: &[&str]) -> Result<()> {
         let capsh = program("capsh")?;
+        let environment: Vec<_> = environment.iter().map(|pair| quoted(Path::new(pair))).collect();
         let args: Vec<_> = args.iter().map(|arg| quoted(Path::new(arg))).collect();
         self.line("cd /");
         self.line(format!(
-            "exec env -i PATH=/usr/bin {} --drop={} --inh= --no-new-privs --chroot={} --shell=/usr/bin/spanwire -- {}",
+            "exec env -i PATH=/usr/bin {} {} --drop={} --inh= --no-new-privs --chroot={} --shell=/usr/bin/spanwire -- {}",
+            environment.join(" "),
             quoted(&capsh),
             all_but(granted)?.join(","),
             quoted(&self.root),

@@ -67,11 +67,11 @@ fn no_root(place: &Place) -> Result<String> {
         .current_dir("/")
         .output()?;
     let line = refused(&output, 1, &[])?;
-    let text = stderr(&output).to_lowercase();
-    ensure!(
-        text.contains("root") || text.contains("cap_bpf"),
-        "neither root nor the capability is named:\n{text}"
-    );
+    let text = stderr(&output);
+    ensure!(text.trim().lines().count() == 1, "more than a line:\n{text}");
+    for word in ["CAP_BPF", "CAP_PERFMON", "run as root"] {
+        ensure!(text.contains(word), "the message does not say {word}:\n{text}");
+    }
     Ok(line)
 }
 
@@ -379,15 +379,23 @@ fn bad_endpoints(nginx: &App) -> Result<String> {
     ))
 }
 
+/// How long wrk runs before the agent is stopped: it is known by then for one that is not captured. What an unknown
+/// process does while nobody reads the rings is lost without anybody knowing whether it was to be captured.
+const KNOWN_AFTER: Duration = Duration::from_millis(700);
+
 /// The ring buffers overflow because nobody reads them: the agent is stopped while wrk runs at the machine's limit.
 fn ring_overflow(nginx: &App) -> Result<String> {
     let mut agent = Agent::start(&Setup::of_services(&[&nginx.service]).with("store", "enabled", json!(false)))?;
     let before = agent.drained()?.balance();
     let first = requests_of(nginx)?;
-    agent.service().signal(Signal::STOP)?;
-    let result = wrk(&nginx.target, 64, 6);
-    agent.service().signal(Signal::CONT)?;
-    let answered = result?;
+    let answered = std::thread::scope(|scope| {
+        let load = scope.spawn(|| wrk(&nginx.target, 64, 6));
+        sleep(KNOWN_AFTER);
+        agent.service().signal(Signal::STOP)?;
+        let result = load.join();
+        agent.service().signal(Signal::CONT)?;
+        result.ok().context("wrk's thread panicked")?
+    })?;
     let last = requests_of(nginx)?;
     let metrics = agent.drained()?;
     let balance = metrics.balance().since(before);

@@ -256,6 +256,7 @@ fn the_image_runs_with_exactly_the_manifests_capabilities() {
     let mut cases = Cases::new("deploy");
     cases.run("doctor", || doctor(&manifests, &root, &place));
     cases.run("run", || traces_as_a_pod(&manifests, &root, &place));
+    cases.run("addresses", || knows_addresses_of_containers(&manifests, &root, &place));
     cases.run("unit", || traces_as_a_unit(&place));
     cases.finish();
 }
@@ -313,11 +314,14 @@ fn traces_as_a_pod(manifests: &Manifests, root: &Path, place: &Place) -> Result<
     }
     let held = exactly(pid, &manifests.granted()?)?;
     let spans = traces_another_user(&agent, place)?;
+    let node = knows_its_node(&agent)?;
     agent.signal(Signal::TERM)?;
     let status = agent.wait_end(STOP_LIMIT)?;
     ensure!(status.success(), "ended with {status}:\n{}", agent.log());
     Inventory::wait_gone_since(&before, Duration::from_secs(5))?;
-    Ok(format!("ready in {took:?} with {held}; {spans}; gone without a trace"))
+    Ok(format!(
+        "ready in {took:?} with {held}; {spans}; {node}; gone without a trace"
+    ))
 }
 
 /// The unit's own sandbox is systemd's; what can be tried without it is its user, capabilities and configuration.
@@ -352,6 +356,82 @@ fn traces_as_a_unit(place: &Place) -> Result<String> {
     let status = agent.wait_end(STOP_LIMIT)?;
     ensure!(status.success(), "ended with {status}:\n{}", agent.log());
     Ok(format!("ready in {took:?} as user 65534 with {held}; {spans}"))
+}
+
+/// The span of the service that [`traces_another_user`] asked bears the node's name, not the pod's.
+fn knows_its_node(agent: &Service) -> Result<String> {
+    let named = attribute("host.name", pod::NODE);
+    let traces = traces_of(agent, "of-another-user")?;
+    ensure!(
+        !traces.is_empty() && traces.iter().all(|trace| trace.contains(&named)),
+        "no {named} in {traces:?}"
+    );
+    Ok(format!("host.name is {}", pod::NODE))
+}
+
+/// A service in a network namespace that is neither the agent's nor the node's, asked from another address there by
+/// someone who is not captured: the peer is on this node, so the span is a root.
+fn knows_addresses_of_containers(manifests: &Manifests, root: &Path, place: &Place) -> Result<String> {
+    const NAME: &str = "in-a-container";
+    let args = [
+        "run",
+        "--config",
+        "/etc/spanwire/spanwire.yaml",
+        "--exclude",
+        "comm=curl",
+    ];
+    let mut agent = pod::start(manifests, root, Some(&args), place)?;
+    wait_ready(&mut agent, |agent| pod::fetch(agent, "http://127.0.0.1:4319/readyz"))?;
+    let service = Launch::new(NAME, program("unshare")?, place)
+        .args(["--net", "--", "sh", "-c"])
+        .arg(
+            "ip link set lo up && ip addr add 10.98.0.1/32 dev lo && ip addr add 10.98.0.2/32 dev lo && \
+             exec /usr/bin/python3 -m http.server --bind 10.98.0.1 --directory /usr/share/doc 8000",
+        )
+        .spawn()?;
+    let start = Instant::now();
+    loop {
+        // A new process is observed until it is classified, and tells its address: the second request comes after that,
+        // from an address of which nothing else tells.
+        let asked = Command::new(program("nsenter")?)
+            .args(["--target", &service.pid().to_string(), "--net", "--"])
+            .arg(program("curl")?)
+            .args(["--silent", "--rate", "1/s", "--output", "/dev/null"])
+            .args(["--interface", "10.98.0.1", "http://10.98.0.1:8000/"])
+            .args(["--next", "--silent", "--output", "/dev/null"])
+            .args(["--interface", "10.98.0.2", "http://10.98.0.1:8000/"])
+            .status()?;
+        std::thread::sleep(Duration::from_millis(1_900));
+        for trace in traces_of(&agent, NAME)? {
+            if trace.contains(&attribute("network.peer.address", "10.98.0.2")) {
+                let root = attribute("spanwire.parent.source", "root");
+                ensure!(trace.contains(&root), "no {root} in {trace}");
+                return Ok("a peer at another address of a container is on this node: root".to_owned());
+            }
+        }
+        ensure!(
+            start.elapsed() < READY_LIMIT,
+            "no trace of it; curl: {asked}; its log:\n{}\nthe agent's:\n{}",
+            service.log(),
+            agent.log()
+        );
+    }
+}
+
+/// The newest traces of a service, as OTLP/JSON.
+fn traces_of(agent: &Service, service: &str) -> Result<Vec<String>> {
+    let url = format!("http://127.0.0.1:4319/api/traces?service={service}&since=5m");
+    let (_, body) = pod::fetch(agent, &url)?;
+    let list: Value = serde_json::from_str(&body).context(body)?;
+    let ids = list["traces"].as_array().into_iter().flatten();
+    ids.filter_map(|trace| trace["traceId"].as_str())
+        .map(|id| Ok(pod::fetch(agent, &format!("http://127.0.0.1:4319/api/traces/{id}"))?.1))
+        .collect()
+}
+
+/// An attribute as OTLP/JSON has it.
+fn attribute(key: &str, value: &str) -> String {
+    format!(r#"{{"key":"{key}","value":{{"stringValue":"{value}"}}}}"#)
 }
 
 fn wait_ready(agent: &mut Service, ask: impl Fn(&Service) -> Result<(u16, String)>) -> Result<()> {

@@ -17,6 +17,7 @@ use spanwire_tests::kernel::Inventory;
 use spanwire_tests::load::{Load, Outcome};
 use spanwire_tests::place::Place;
 use spanwire_tests::receiver::{Manner, Receiver};
+use spanwire_tests::spans::Span;
 
 /// Programs and maps are freed after the kernel's grace periods.
 const FREE_LIMIT: Duration = Duration::from_secs(5);
@@ -27,6 +28,15 @@ struct Services {
 }
 
 impl Services {
+    /// nginx before gunicorn. No agent that starts later finds a connection between them that is older than it.
+    fn start(name: &str, place: &Place) -> Result<Self> {
+        let behind = python::gunicorn(&format!("{name}-behind"), place, Workers::Threads(8), &Calls::none())?;
+        let front = Site::new()
+            .proxying("a", &[&behind.target])
+            .start(&format!("{name}-front"), place)?;
+        Ok(Self { front, behind })
+    }
+
     fn setup(&self) -> Setup {
         Setup::of_services(&[&self.front.service, &self.behind.service])
     }
@@ -140,7 +150,8 @@ fn terminated(services: &Services) -> Result<String> {
 }
 
 /// Spans of the last second before SIGTERM are flushed, none is lost.
-fn flushed(services: &Services) -> Result<String> {
+fn flushed(place: &Place) -> Result<String> {
+    let services = Services::start("flushed", place)?;
     let receiver = Receiver::start(Manner::Accept)?;
     let setup = services
         .setup()
@@ -156,7 +167,11 @@ fn flushed(services: &Services) -> Result<String> {
     };
     load.run().all()?;
     // The responses are out, their records are in the ring or in the settle window.
-    let (_, took) = agent.terminate()?;
+    let (status, took) = agent.terminate()?;
+    ensure!(
+        status.success() && took <= STOP_LIMIT,
+        "ended with {status} after {took:?}"
+    );
     let found = receiver
         .spans()?
         .iter()
@@ -189,13 +204,25 @@ fn second_refuses(services: &Services) -> Result<String> {
     Ok(format!("exit 1: {line}"))
 }
 
+/// Spans whose path contains a word.
+fn named(spans: &[Span], word: &str) -> usize {
+    spans
+        .iter()
+        .filter(|span| span.path().is_some_and(|path| path.contains(word)))
+        .count()
+}
+
 /// A killed agent's lock and store do not stand in the next one's way.
-fn starts_again(services: &Services) -> Result<String> {
-    let mut first = Agent::start(&services.setup())?;
-    let store = first.store.clone();
-    let load = |prefix| {
+fn starts_again(place: &Place) -> Result<String> {
+    let services = Services::start("again", place)?;
+    // Its connections to the service behind it are not older than the second agent.
+    let second_front = Site::new()
+        .proxying("a", &[&services.behind.target])
+        .start("again-front-2", place)?;
+    let setup = Setup::of_services(&[&services.front.service, &second_front.service, &services.behind.service]);
+    let load = |front: &App, prefix| {
         Load {
-            target: &services.front.target,
+            target: &front.target,
             prefix,
             requests: 10,
             concurrency: 1,
@@ -204,42 +231,70 @@ fn starts_again(services: &Services) -> Result<String> {
         .run()
         .all()
     };
-    load("again1")?;
+    let mut first = Agent::start(&setup)?;
+    let store = first.store.clone();
+    load(&services.front, "again1")?;
     first.drained()?;
     first.kill()?;
-    let second = Agent::start(&services.setup().with("store", "path", json!(store)))?;
-    load("again2")?;
+    let second = Agent::start(&setup.with("store", "path", json!(store)))?;
+    load(&second_front, "again2")?;
     let spans = second.spans_when(|spans| spans.len() >= 60)?;
-    let of = |name: &str| {
-        spans
-            .iter()
-            .filter(|span| span.path().is_some_and(|path| path.contains(name)))
-            .count()
-    };
+    let (of_first, of_second) = (named(&spans, "again1"), named(&spans, "again2"));
     ensure!(
-        of("again1") == 30 && of("again2") == 30,
-        "spans of the first {}, of the second {}",
-        of("again1"),
-        of("again2")
+        of_first == 30 && of_second == 30,
+        "spans of the first {of_first}, of the second {of_second}"
     );
     Ok("30 spans from before SIGKILL and 30 from after are in the same store".to_owned())
+}
+
+/// A connection that is older than the agent is joined after the first response that was seen whole. What it carried
+/// before is no span, and that is said; from then on every exchange is one.
+fn older_connections(place: &Place) -> Result<String> {
+    let behind = python::gunicorn("older", place, Workers::Threads(4), &Calls::none())?;
+    let mut kept = Connection::open(&behind.target)?;
+    let mut closed = Connection::open(&behind.target)?;
+    for connection in [&mut kept, &mut closed] {
+        ensure!(connection.get("/r/before")?.status == 200, "the request before");
+    }
+    let agent = Agent::start(&Setup::of_services(&[&behind.service]))?;
+    for path in ["/r/unproven", "/r/joined1", "/r/joined2", "/r/joined3"] {
+        ensure!(kept.get(path)?.status == 200, "{path}");
+    }
+    let last = closed.request("GET", "/r/last", &[("Connection", "close")], &[])?;
+    ensure!(last.status == 200, "the last request");
+    drop((kept, closed));
+    let spans = agent.spans_when(|spans| spans.len() >= 3)?;
+    let paths: Vec<_> = spans.iter().filter_map(Span::path).collect();
+    ensure!(
+        spans.len() == 3 && named(&spans, "joined") == 3,
+        "spans of what followed the boundary, and no other, were expected: {paths:?}"
+    );
+    let metrics = agent.metrics()?;
+    let balance = metrics.balance();
+    ensure!(
+        balance.messages() == 3 && balance.closes(),
+        "exchanges are not what was seen: {balance:?}"
+    );
+    let joined = metrics.sum("spanwire_joined_sockets_total", &[]);
+    let never = metrics.sum("spanwire_opaque_sockets_total", &[("reason", "late_join")]);
+    ensure!(
+        joined == 1 && never >= 1,
+        "{joined} sockets counted as joined, {never} as never joined"
+    );
+    Ok("one connection joined after a whole response, one that ended before that is counted as late_join".to_owned())
 }
 
 #[test]
 fn the_agent_harms_nothing() {
     let place = Place::new("harm").unwrap();
-    let behind = python::gunicorn("behind", &place, Workers::Threads(8), &Calls::none()).unwrap();
-    let front = Site::new()
-        .proxying("a", &[&behind.target])
-        .start("front", &place)
-        .unwrap();
-    let services = Services { front, behind };
+    let services = Services::start("harm", &place).unwrap();
     let mut cases = Cases::new("harm");
     cases.run("SIGKILL at any time", || killed_at_any_time(&services));
     cases.run("SIGKILL inside a request", || open_connection_lives_on(&services));
     cases.run("SIGTERM detaches", || terminated(&services));
-    cases.run("SIGTERM flushes", || flushed(&services));
+    cases.run("SIGTERM flushes", || flushed(&place));
     cases.run("a second agent refuses", || second_refuses(&services));
-    cases.run("a killed agent starts again", || starts_again(&services));
+    cases.run("a killed agent starts again", || starts_again(&place));
+    cases.run("connections older than the agent", || older_connections(&place));
     cases.finish();
 }

@@ -21,5 +21,6 @@ pub fn everything() -> Settings {
     (first.len, first.tenant, first.keep) = (11, 1, 1);
     second.words = [u64::from_le_bytes(*b"cookie\0\0"), 0, 0, 0];
     (second.len, second.keep) = (6, 1);
+    spanwire_common::protocol::http1::skim::set_initials(&mut settings);
     settings
 }

@@ -84,6 +84,12 @@ impl Window {
             .map_or(0, |word| *word)
     }
 
+    /// The word that `pos` lies in.
+    #[inline(always)]
+    pub fn load_aligned(&self, pos: u32) -> u64 {
+        self.word(pos >> 3)
+    }
+
     /// The byte at `pos`, which the caller knows to be inside.
     #[inline(always)]
     pub fn byte(&self, pos: u32) -> u8 {

@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 pub use spanwire_common::abi::Settings;
+use spanwire_common::protocol::http1::skim::set_initials;
 pub use spanwire_common::protocol::http1::stream::{events, Direction, Event, Stream};
 pub use spanwire_common::protocol::http1::{step, Request};
 
@@ -53,6 +54,7 @@ pub fn settings(names: &[(&str, bool, bool)]) -> Settings {
         slot.tenant = u8::from(*tenant);
         slot.keep = u8::from(*keep);
     }
+    set_initials(&mut settings);
     settings
 }
 

@@ -8,6 +8,7 @@ use spanwire_common::abi::{process_event, process_flag, ProcessClass};
 use crate::maps::{EXECUTED, PROCESSES, UNITS, VECTORS};
 use crate::{exchange, offsets as off, sk, unit};
 
+/// `(struct task_struct *parent, struct task_struct *child)`.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     let child: *const u8 = ctx.arg(1);
@@ -26,11 +27,15 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         // Nobody has asked about the child yet.
         process.reserved[0] = 0;
         let _ = PROCESSES.insert(&pid, &process, 0);
+    } else {
+        // What was told of an earlier bearer of this id after it had ended.
+        let _ = PROCESSES.remove(&pid);
     }
     unit::inherit(u64::from(pid) << 32 | u64::from(tid));
     0
 }
 
+/// `(struct task_struct *, pid_t old, struct linux_binprm *)`.
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let (task, bprm): (*const u8, *const u8) = (ctx.arg(0), ctx.arg(2));
@@ -46,6 +51,7 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `(struct task_struct *)`; every thread of a process fires it.
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
     // SAFETY: no arguments.

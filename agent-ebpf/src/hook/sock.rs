@@ -5,19 +5,20 @@ use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
 use crate::sk::Sock;
-use crate::socket;
-use crate::state::{RX, TX};
+use crate::socket::{self, Hook};
 
+/// A receive: `(struct sock *, int ret, int flags)`.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
     let (sk, len, flags): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
-    socket::on_call(Sock(sk), len, flags as u32, RX);
+    socket::on_call(Sock(sk), len, flags as u32, Hook::RECEIVE);
     0
 }
 
+/// A send: `(struct sock *, int ret, int flags)`; the flags are always 0.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(1));
-    socket::on_call(Sock(sk), len, 0, TX);
+    socket::on_call(Sock(sk), len, 0, Hook::SEND);
     0
 }

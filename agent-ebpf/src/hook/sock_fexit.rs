@@ -10,14 +10,13 @@ use aya_ebpf::programs::FExitContext;
 
 use crate::offsets as off;
 use crate::sk::{load, Sock};
-use crate::socket;
-use crate::state::{RX, TX};
+use crate::socket::{self, Hook};
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags, int *addr_len)`
 #[fexit(function = "tcp_recvmsg")]
 pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
     let (sk, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(5));
-    socket::on_call(Sock(sk), len, flags as u32, RX);
+    socket::on_call(Sock(sk), len, flags as u32, Hook::TCP_RECVMSG);
     0
 }
 
@@ -25,7 +24,7 @@ pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
 #[fexit(function = "tcp_sendmsg")]
 pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
-    socket::on_call(Sock(sk), len, 0, TX);
+    socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDMSG);
     0
 }
 
@@ -33,7 +32,7 @@ pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
 #[fexit(function = "tcp_sendpage")]
 pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(5));
-    socket::on_call(Sock(sk), len, 0, TX);
+    socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDPAGE);
     0
 }
 
@@ -42,7 +41,7 @@ pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
 pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
     let (socket, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(4));
     if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len, flags as u32, RX);
+        socket::on_call(sk, len, flags as u32, Hook::UNIX_RECVMSG);
     }
     0
 }
@@ -52,7 +51,7 @@ pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
 pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
     if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len, 0, TX);
+        socket::on_call(sk, len, 0, Hook::UNIX_SENDMSG);
     }
     0
 }
@@ -62,7 +61,7 @@ pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
 pub fn unix_stream_sendpage(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i64) = (ctx.arg(0), ctx.arg(5));
     if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len as i32, 0, TX);
+        socket::on_call(sk, len as i32, 0, Hook::UNIX_SENDPAGE);
     }
     0
 }

@@ -5,6 +5,7 @@ use spanwire_common::drop::UserDrop;
 
 use super::attempts::{began_ns, Maker};
 use super::judge::{self, has, Evidence, Runtime};
+use super::local::Place;
 use super::wire::{Client, Pair};
 use super::{Assembler, Output};
 use crate::span::{ParentSource, SpanId, TraceId};
@@ -21,17 +22,20 @@ impl Assembler {
         process.demoted |= has(&record, flag::DEMOTED);
         let process = *process;
         if process.excluded || self.excluded(&record, None) {
-            self.drop_excluded(&record, out);
+            self.drop_excluded(&record, process.excluded, out);
             return;
         }
         if record.class == ProcessClass::Unclassified as u8 && !process.known {
             self.ask(record.pid, out);
         }
+        if record.ordinal == 0 && has(&record, flag::LATE_JOIN) {
+            self.counted.joined += 1;
+        }
         if record.ordinal == 0 || has(&record, flag::LATE_JOIN) {
             self.seen.bound(&record);
         }
         if is_server {
-            self.server_arrived(&record);
+            self.server_arrived(&record, out);
         } else {
             self.client_arrived(&record);
         }
@@ -65,21 +69,32 @@ impl Assembler {
                 .is_some_and(|excludes| excludes(record, user_agent))
     }
 
-    pub(super) fn drop_excluded(&mut self, record: &ExchangeRecord, out: &mut impl FnMut(Output)) {
+    /// `whole`: nothing of its process is captured. Then an exchange that was observed provisionally never counted.
+    pub(super) fn drop_excluded(&mut self, record: &ExchangeRecord, whole: bool, out: &mut impl FnMut(Output)) {
         if record.side == side::CLIENT {
-            self.wire.exclude(SpanId(record.span_id));
+            self.wire.exclude(SpanId(record.span_id), true);
         }
         self.counted.dropped += 1;
+        if whole && has(record, flag::UNCLASSIFIED) {
+            return;
+        }
+        keep(record, out);
         out(Output::Dropped(UserDrop::ExcludedProcess, 1));
     }
 
-    fn server_arrived(&mut self, record: &ExchangeRecord) {
+    fn server_arrived(&mut self, record: &ExchangeRecord, out: &mut impl FnMut(Output)) {
         self.wire.note_header(record);
         match self.wire.client_of(record) {
             Some(client) => self.joined_by_wire(client, record),
             None => {
                 if let Some(pair) = self.wire.meet(record) {
                     self.paired(pair);
+                } else if has(record, flag::WIRE_KEY) && self.peer_place(record) == Place::Node {
+                    out(Output::Unmet {
+                        wire_key: record.wire_key,
+                        span: SpanId(record.span_id),
+                        trace: TraceId(record.trace_id),
+                    });
                 }
             }
         }
@@ -185,5 +200,13 @@ impl Assembler {
     /// True if the process has served a captured request.
     pub(super) fn serves(&self, record: &ExchangeRecord) -> bool {
         has(record, flag::PROCESS_SERVES) || self.processes.peek(record.pid).serves
+    }
+}
+
+/// Has an exchange counted that the kernel side left to be counted here.
+pub(super) fn keep(record: &ExchangeRecord, out: &mut impl FnMut(Output)) {
+    if has(record, flag::UNCLASSIFIED) {
+        let is_server = record.side == side::SERVER;
+        out(Output::Kept { is_server });
     }
 }

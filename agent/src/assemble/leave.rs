@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use spanwire_common::abi::{context_format, flag, protocol_id, side, ExchangeRecord, ProcessClass};
+use spanwire_common::abi::{context_format, family, flag, protocol_id, side, ExchangeRecord, ProcessClass};
 use spanwire_common::drop::UserDrop;
 
+use super::arrive::keep;
 use super::attempts::Maker;
 use super::judge::{self, exact, has, header_names_parent, unknown, Evidence, ROOT};
 use super::local::{address, Place};
@@ -21,10 +22,15 @@ impl Assembler {
         let texts = self.shelf.take(SpanId(record.span_id));
         let unclassified = record.class == ProcessClass::Unclassified as u8 && !process.known;
         let user_agent = texts.as_ref().and_then(|texts| texts.user_agent.as_deref());
-        if process.excluded || (unclassified && !self.options.keep_unclassified) || self.excluded(&record, user_agent) {
-            self.drop_excluded(&record, out);
+        let provisional = has(&record, flag::UNCLASSIFIED);
+        let not_captured = process.excluded
+            || (unclassified && !self.options.keep_unclassified)
+            || (provisional && !self.options.admission.as_ref().is_none_or(|admits| admits(&record)));
+        if not_captured || self.excluded(&record, user_agent) {
+            self.drop_excluded(&record, not_captured, out);
             return;
         }
+        keep(&record, out);
         let (parent, resend_count) = if record.side == side::SERVER {
             (self.server_parent(&record), 0)
         } else {
@@ -83,9 +89,14 @@ impl Assembler {
     }
 
     fn parentless_server(&mut self, record: &ExchangeRecord) -> Parent {
-        if has(record, flag::WIRE_MATCHED) || self.seen.peer_captured(record) {
+        let is_captured = |pid| !self.processes.peek(pid).excluded;
+        if has(record, flag::WIRE_MATCHED) || self.seen.peer_captured(record, is_captured) {
             self.counted.wire_missed += 1;
             return unknown(UnknownReason::LostEvent);
+        }
+        if record.family == family::UNIX && has(record, flag::LATE_JOIN) {
+            // Where either end of a unix stream stands in it, is not known of one that is older than the agent.
+            return unknown(UnknownReason::AttachedLate);
         }
         match self.peer_place(record) {
             Place::Near => unknown(UnknownReason::Remote),
@@ -93,7 +104,7 @@ impl Assembler {
         }
     }
 
-    fn peer_place(&self, record: &ExchangeRecord) -> Place {
+    pub(super) fn peer_place(&self, record: &ExchangeRecord) -> Place {
         let Some(peer) = address(record.family, &record.remote_addr) else {
             // A unix socket: both its ends are here.
             return Place::Node;

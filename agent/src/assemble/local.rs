@@ -83,8 +83,8 @@ pub(super) struct Seen {
     hasher: RandomState,
     /// Hashes of captured clients' connections (both ends) and of the ends alone of those whose other end is on no
     /// address of this node: what is behind such an address, a server sees under another. A collision (1 in 2^64 per
-    /// pair) would turn a root into an unknown.
-    clients: Recent<u64, ()>,
+    /// pair) would turn a root into an unknown. With the process, which may turn out not to be captured.
+    clients: Recent<u64, u32>,
     addresses: Recent<IpAddr, ()>,
 }
 
@@ -103,6 +103,10 @@ impl Seen {
     /// Notes a captured client's connection. A port number is soon used again, for another destination and by another
     /// process, so the client's end alone names it only where the address it called may be translated on the way.
     pub(super) fn client(&mut self, record: &ExchangeRecord, local: &LocalAddrs) {
+        if record.family == family::UNIX {
+            self.note(self.unix_key(record.cookie), record.pid);
+            return;
+        }
         let (Some(own), Some(peer)) = (
             address(record.family, &record.local_addr),
             address(record.family, &record.remote_addr),
@@ -111,16 +115,17 @@ impl Seen {
         };
         let end = (own, record.local_port);
         let connection = self.key(end, Some((peer, record.remote_port)), record.netns);
-        self.note(connection);
+        self.note(connection, record.pid);
         if local.place(peer) != Place::Node && !self.on_node(peer) {
             let end = self.key(end, None, record.netns);
-            self.note(end);
+            self.note(end, record.pid);
         }
     }
 
-    fn note(&mut self, key: u64) {
-        if self.clients.get_mut(&key).is_none() {
-            self.clients.insert(key, ());
+    fn note(&mut self, key: u64, pid: u32) {
+        match self.clients.get_mut(&key) {
+            Some(known) => *known = pid,
+            None => self.clients.insert(key, pid),
         }
     }
 
@@ -131,8 +136,12 @@ impl Seen {
         }
     }
 
-    /// True if a captured client was seen at this server exchange's other end.
-    pub(super) fn peer_captured(&self, record: &ExchangeRecord) -> bool {
+    /// True if a client was seen at this server exchange's other end whose process is captured.
+    pub(super) fn peer_captured(&self, record: &ExchangeRecord, is_captured: impl Fn(u32) -> bool) -> bool {
+        if record.family == family::UNIX {
+            let known = self.clients.peek(&self.unix_key(unix_peer(record)));
+            return known.is_some_and(|pid| is_captured(*pid));
+        }
         let (Some(peer), Some(own)) = (
             address(record.family, &record.remote_addr),
             address(record.family, &record.local_addr),
@@ -141,7 +150,10 @@ impl Seen {
         };
         let end = (peer, record.remote_port);
         let connection = self.key(end, Some((own, record.local_port)), record.netns);
-        self.clients.contains(&connection) || self.clients.contains(&self.key(end, None, record.netns))
+        [connection, self.key(end, None, record.netns)]
+            .iter()
+            .filter_map(|key| self.clients.peek(key))
+            .any(|pid| is_captured(*pid))
     }
 
     /// True if a captured socket was seen at this address.
@@ -153,11 +165,23 @@ impl Seen {
         self.clients.advance(now_ns);
     }
 
+    fn unix_key(&self, cookie: u64) -> u64 {
+        self.hasher.hash_one((family::UNIX, cookie))
+    }
+
     /// Loopback addresses mean another socket in each namespace; others mean the same one in all that reach them.
     fn key(&self, end: (IpAddr, u16), other: Option<(IpAddr, u16)>, netns: u32) -> u64 {
         let netns = if end.0.is_loopback() { netns } else { 0 };
         self.hasher.hash_one((end, other, netns))
     }
+}
+
+/// Cookie of the socket at the other end of a unix stream.
+fn unix_peer(record: &ExchangeRecord) -> u64 {
+    record
+        .remote_addr
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
 #[cfg(test)]

@@ -32,29 +32,38 @@ mod union;
 mod window;
 mod wire;
 
-use spanwire_common::abi::{process_event, ExchangeRecord, LinkRecord, ProcessClass, ProcessRecord};
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use spanwire_common::abi::{flag, process_event, side, ExchangeRecord, ProcessClass, ProcessRecord};
 use spanwire_common::drop::UserDrop;
 
 pub use self::local::{address, LocalAddrs, Place};
-use crate::decode::Event;
+use crate::decode::{Event, Link};
 use crate::span::{Settled, SpanId, TraceAlias, TraceId};
 
 /// True if an exchange is excluded by its path or user agent. The second argument is the user agent's text, where the
 /// kernel side was asked for it.
 pub type Exclusion = Box<dyn Fn(&ExchangeRecord, Option<&str>) -> bool + Send>;
+/// True if the exchange's process and ports are captured.
+pub type Admission = Box<dyn Fn(&ExchangeRecord) -> bool + Send>;
 
 /// How long, how much, and what counts as local.
 pub struct Options {
     /// How long an exchange waits for late evidence.
     pub settle_ns: u64,
-    /// Most exchanges held; more make the oldest leave early.
+    /// Most exchanges held; more make the oldest leave early. The other tables' bounds follow.
     pub max_held: usize,
+    /// Ends of captured client sockets remembered.
+    pub max_connections: usize,
     /// An exchange whose process was never classified becomes a span. False where `capture.include` names processes.
     pub keep_unclassified: bool,
     /// This node's addresses and the local ranges.
     pub local: LocalAddrs,
     /// Exclusions by path and by user-agent text.
     pub exclusion: Option<Exclusion>,
+    /// Whether an exchange that was observed provisionally is captured, now that its process is known.
+    pub admission: Option<Admission>,
 }
 
 impl Default for Options {
@@ -62,9 +71,11 @@ impl Default for Options {
         Self {
             settle_ns: 1_000_000_000,
             max_held: 16_384,
+            max_connections: 65_536,
             keep_unclassified: true,
             local: LocalAddrs::default(),
             exclusion: None,
+            admission: None,
         }
     }
 }
@@ -79,6 +90,18 @@ pub enum Output {
     Alias(TraceAlias),
     /// So many exchanges will never be spans.
     Dropped(UserDrop, u64),
+    /// A server exchange whose sender is on this node and has not been met: its end may still lie on the wire.
+    Unmet {
+        /// The key it would lie under.
+        wire_key: u64,
+        span: SpanId,
+        trace: TraceId,
+    },
+    /// An exchange that was observed provisionally counts: its process is captured.
+    Kept {
+        /// On which side.
+        is_server: bool,
+    },
     /// A process whose class is needed: to be answered by [`Assembler::set_class`], also when it is gone.
     Classify { pid: u32 },
 }
@@ -92,6 +115,8 @@ pub struct Stats {
     pub settled: u64,
     /// Exchanges dropped, whatever the reason.
     pub dropped: u64,
+    /// Sockets older than the agent whose first exchange after a proven boundary has come.
+    pub joined: u64,
     /// Of those handed on: left before their time, for want of room.
     pub settled_early: u64,
     /// Exchanges held now.
@@ -135,30 +160,45 @@ pub struct Assembler {
     counted: Stats,
 }
 
-/// Trace ids in the union.
-const MAX_UNION: usize = 32_768;
 /// Processes remembered.
 const MAX_PROCESSES: usize = 32_768;
-/// Spans whose texts may wait.
-const MAX_TEXTS: usize = 8_192;
-/// Tenants remembered, and traces with one.
-const MAX_TENANTS: usize = 8_192;
-const MAX_TENANT_TRACES: usize = 32_768;
-/// Open requests and threads with failed attempts.
-const MAX_MAKERS: usize = 4_096;
-/// Ends of captured client sockets remembered.
-const MAX_CLIENT_SOCKETS: usize = 65_536;
+
+/// Bounds of the tables beside the window, by how many exchanges that holds.
+struct Bounds {
+    /// Trace ids in the union.
+    union: usize,
+    /// Spans whose texts may wait.
+    texts: usize,
+    /// Tenants remembered, and traces with one.
+    tenants: usize,
+    tenant_traces: usize,
+    /// Open requests and threads with failed attempts.
+    makers: usize,
+}
+
+impl Bounds {
+    fn of(max_held: usize) -> Self {
+        Self {
+            union: max_held * 2,
+            texts: max_held / 2,
+            tenants: max_held / 2,
+            tenant_traces: max_held * 2,
+            makers: max_held / 4,
+        }
+    }
+}
 
 impl Assembler {
     pub fn new(options: Options) -> Self {
+        let bounds = Bounds::of(options.max_held);
         Self {
             window: window::Window::new(options.settle_ns),
             processes: process::Processes::new(MAX_PROCESSES),
             wire: wire::Wire::new(options.max_held, options.settle_ns),
-            seen: local::Seen::new(MAX_CLIENT_SOCKETS),
-            union: union::Union::new(MAX_UNION),
-            shelf: texts::Shelf::new(MAX_TEXTS, MAX_TENANTS, MAX_TENANT_TRACES),
-            attempts: attempts::Attempts::new(MAX_MAKERS),
+            seen: local::Seen::new(options.max_connections),
+            union: union::Union::new(bounds.union),
+            shelf: texts::Shelf::new(bounds.texts, bounds.tenants, bounds.tenant_traces),
+            attempts: attempts::Attempts::new(bounds.makers),
             counted: Stats::default(),
             options,
         }
@@ -170,8 +210,27 @@ impl Assembler {
             Event::Exchange(record) => self.arrive(record, now_ns, out),
             Event::Text(record) => self.shelf.add(&record),
             Event::Process(record) => self.process(&record, now_ns, out),
-            Event::Link(record) => self.link(&record),
+            Event::Link(link) => self.link(link),
         }
+    }
+
+    /// An exchange that is not to be worked on, because the agent uses too much: it makes no span, but what it tells of
+    /// others is not forgotten. True if it is a loss, false if its process is not captured.
+    pub fn pass_over(&mut self, record: &ExchangeRecord, out: &mut impl FnMut(Output)) -> bool {
+        self.counted.exchanges += 1;
+        let process = self.processes.meet(record.pid);
+        process.serves |= record.side == side::SERVER;
+        process.demoted |= record.flags & flag::DEMOTED != 0;
+        if process.excluded {
+            self.drop_excluded(record, true, out);
+            return false;
+        }
+        if record.side == side::CLIENT {
+            self.seen.client(record, &self.options.local);
+        }
+        arrive::keep(record, out);
+        self.counted.dropped += 1;
+        true
     }
 
     /// Lets go of what is due; to be called every 100 ms or oftener.
@@ -197,13 +256,13 @@ impl Assembler {
     /// The class of a process, and whether it is excluded as a whole. May be called again when it turns out to be another.
     pub fn set_class(&mut self, pid: u32, class: ProcessClass, excluded: bool) {
         let process = self.processes.meet(pid);
-        let newly_excluded = excluded && !process.excluded;
+        let changed = excluded != process.excluded;
         process.class = class;
         process.known = true;
         process.excluded = excluded;
-        if newly_excluded {
+        if changed {
             for record in self.window.records().filter(|record| record.pid == pid) {
-                self.wire.exclude(SpanId(record.span_id));
+                self.wire.exclude(SpanId(record.span_id), excluded);
             }
         }
         for sequence in self.processes.woken(pid) {
@@ -223,9 +282,9 @@ impl Assembler {
             .exit(pid, now_ns.saturating_add(self.options.settle_ns.saturating_mul(2)));
     }
 
-    /// Another set of local addresses and ranges, for spans that leave from now on.
-    pub fn set_local(&mut self, local: LocalAddrs) {
-        self.options.local = local;
+    /// Another set of this node's addresses, for spans that leave from now on.
+    pub fn set_addresses(&mut self, addresses: HashSet<IpAddr>) {
+        self.options.local.addresses = addresses;
     }
 
     /// Another exclusion, for exchanges that are held or come from now on.
@@ -287,14 +346,14 @@ impl Assembler {
         }
     }
 
-    /// The kernel side found two ends that each had a trace of its own.
-    fn link(&mut self, record: &LinkRecord) {
+    /// Two ends met after each had a trace of its own.
+    fn link(&mut self, link: Link) {
         let client = wire::Client {
-            span: SpanId(record.client_span_id),
-            trace: TraceId(record.client_trace_id),
+            span: link.client_span,
+            trace: link.client_trace,
         };
-        self.wire.link(SpanId(record.server_span_id), client);
-        self.merge(client.trace, TraceId(record.server_trace_id));
+        self.wire.link(link.server_span, client);
+        self.merge(client.trace, link.server_trace);
     }
 
     /// The fragment `child` belongs to the trace `parent`.

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use spanwire_common::abi::{
-    context_format, family, flag, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord, LinkRecord,
-    ProcessClass, ProcessRecord, RecordHeader, TextRecord, ABI_VERSION,
+    context_format, family, flag, kind, outcome, process_event, protocol_id, side, text, ExchangeRecord, ProcessClass,
+    ProcessRecord, RecordHeader, TextRecord, ABI_VERSION,
 };
 use spanwire_common::drop::UserDrop;
 use zerocopy::FromZeros;
 
 use super::{Assembler, Options, Output};
-use crate::decode::Event;
+use crate::decode::{Event, Link};
 use crate::span::{ParentSource, Settled, SpanId, TraceAlias, TraceId, UnknownReason};
 
 /// A millisecond in nanoseconds.
@@ -256,15 +256,13 @@ pub(crate) fn demoted(pid: u32) -> Event {
     process(pid, process_event::DEMOTED, 0)
 }
 
-/// The ends (span, trace) of a wire met in the kernel after each had a trace of its own.
+/// The ends (span, trace) of a wire met after each had a trace of its own.
 pub(crate) fn link(client: (u64, u64), server: (u64, u64)) -> Event {
-    Event::Link(LinkRecord {
-        header: header(kind::LINK, size_of::<LinkRecord>()),
-        wire_key: 1,
-        client_trace_id: trace(client.1).0,
-        client_span_id: span(client.0).0,
-        server_trace_id: trace(server.1).0,
-        server_span_id: span(server.0).0,
+    Event::Link(Link {
+        client_span: span(client.0),
+        client_trace: trace(client.1),
+        server_span: span(server.0),
+        server_trace: trace(server.1),
     })
 }
 
@@ -293,6 +291,10 @@ pub(crate) struct Replay {
     pub(crate) order: Vec<SpanId>,
     pub(crate) aliases: Vec<TraceAlias>,
     pub(crate) dropped: BTreeMap<UserDrop, u64>,
+    /// Provisional exchanges that counted.
+    pub(crate) kept: u64,
+    /// Servers whose client may still be found on the wire.
+    pub(crate) unmet: Vec<SpanId>,
     pub(crate) asked: Vec<u32>,
 }
 
@@ -311,6 +313,8 @@ impl Replay {
             order: Vec::new(),
             aliases: Vec::new(),
             dropped: BTreeMap::new(),
+            kept: 0,
+            unmet: Vec::new(),
             asked: Vec::new(),
         }
     }
@@ -338,6 +342,8 @@ impl Replay {
                 Output::Alias(alias) => self.aliases.push(alias),
                 Output::Dropped(reason, count) => *self.dropped.entry(reason).or_default() += count,
                 Output::Classify { pid } => self.asked.push(pid),
+                Output::Kept { .. } => self.kept += 1,
+                Output::Unmet { span, .. } => self.unmet.push(span),
             }
         }
     }

@@ -144,9 +144,13 @@ impl Wire {
         self.links.peek(&SpanId(record.span_id)).copied()
     }
 
-    /// This client span will never leave, so nobody's parent.
-    pub(super) fn exclude(&mut self, client: SpanId) {
-        self.excluded.insert(client, ());
+    /// This client span will never leave, so it is nobody's parent; or it will after all.
+    pub(super) fn exclude(&mut self, client: SpanId, excluded: bool) {
+        if excluded {
+            self.excluded.insert(client, ());
+        } else {
+            self.excluded.remove(&client);
+        }
     }
 
     pub(super) fn is_excluded(&self, client: SpanId) -> bool {

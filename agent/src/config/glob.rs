@@ -27,6 +27,7 @@ impl Glob {
         Ok(glob)
     }
 
+    /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
     }

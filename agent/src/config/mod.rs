@@ -36,7 +36,7 @@ pub use self::model::{
     Retention, Store, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};
-pub use self::rules::{ProcessMasks, RequestFacts, RunFacts, SelectorRules, SELECTORS_MAX};
+pub use self::rules::{ProcessMasks, RequestFacts, Rule, RunFacts, SelectorRules, SELECTORS_MAX};
 pub use self::selectors::{ProcessFacts, Selector};
 pub use self::value::{parse_duration, parse_listen, parse_size, AddressRange, HeaderName, Secret};
 

@@ -79,6 +79,7 @@ pub enum ClientAddress {
 pub struct LocalRanges(pub Vec<AddressRange>);
 
 impl LocalRanges {
+    /// True if the address is in the range.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|range| range.contains(address))
     }

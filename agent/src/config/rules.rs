@@ -4,10 +4,13 @@
 //! exclude item holds where both of its parts do. What needs the request (a path, a user agent) is decided here,
 //! once the record has arrived; only plain user-agent prefixes are compared in the kernel.
 
+use std::fmt;
+
 use spanwire_common::abi::{
     setting, HeaderName as AbiHeaderName, PortValue, Settings, KEPT_HEADERS, KEPT_NAME_BYTES, USER_AGENT_PREFIXES,
     USER_AGENT_PREFIX_BYTES,
 };
+use spanwire_common::protocol::http1::skim::set_initials;
 
 use super::model::{Capture, Config, PathDetail, Tenant};
 use super::selectors::{ProcessFacts, Selector};
@@ -25,6 +28,33 @@ pub struct ProcessMasks {
     pub exclude: u32,
     /// Items for [`SelectorRules::excludes_request`].
     pub exclude_requests: u32,
+}
+
+/// Why a process is captured, or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule<'a> {
+    /// No include item was given.
+    Everything,
+    /// This item holds: of `exclude`, if one does, else of `include`.
+    Item(&'a Selector),
+    /// These would hold for a socket with their port; none was seen yet.
+    IfPort(Vec<&'a Selector>),
+    /// No include item holds.
+    NotIncluded,
+}
+
+impl fmt::Display for Rule<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everything => f.write_str("everything"),
+            Self::Item(item) => item.fmt(f),
+            Self::IfPort(items) => {
+                let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+                write!(f, "{}, if a socket has it", items.join(" or "))
+            }
+            Self::NotIncluded => f.write_str("not included"),
+        }
+    }
 }
 
 /// What a finished exchange shows of its request.
@@ -103,6 +133,11 @@ impl SelectorRules {
         ports.into_iter().map(|port| (port, value(port))).collect()
     }
 
+    /// No include item: whatever no exclude item names is captured.
+    pub fn includes_everything(&self) -> bool {
+        self.include.is_empty()
+    }
+
     /// Include items without a port; every bit when there is no item.
     pub fn include_any_port(&self) -> u32 {
         if self.include.is_empty() {
@@ -121,14 +156,43 @@ impl SelectorRules {
         masks.include != 0 && masks.exclude & self.exclude_any_port() == 0
     }
 
-    /// The include items that hold for a process, as `spanwire status` shows them; empty when everything is included.
-    pub fn including(&self, masks: ProcessMasks) -> impl Iterator<Item = &Selector> {
-        selected(&self.include, masks.include)
+    /// True if a socket with these ports (local, remote), of a process with these masks, is captured: what the kernel
+    /// side decides for a process that it knows.
+    pub fn admits(&self, masks: ProcessMasks, ports: [u16; 2]) -> bool {
+        let holds = |item: &Selector| item.port.is_none_or(|port| ports.contains(&port));
+        let include = if self.include.is_empty() {
+            u32::MAX
+        } else {
+            mask(&self.include, holds)
+        };
+        masks.include & include != 0 && masks.exclude & mask(&self.exclude, holds) == 0
     }
 
-    /// The exclude items, decided by process and port, that hold for a process.
-    pub fn excluding(&self, masks: ProcessMasks) -> impl Iterator<Item = &Selector> {
-        selected(&self.exclude, masks.exclude)
+    /// Include items that name one of these ports.
+    pub fn including_port(&self, ports: [u16; 2]) -> u32 {
+        mask(&self.include, |item| {
+            item.port.is_some_and(|port| ports.contains(&port))
+        })
+    }
+
+    /// The item that decided about a process, as `spanwire status` shows it. `by_port` are the include items whose port
+    /// one of its sockets had.
+    pub fn deciding(&self, masks: ProcessMasks, by_port: u32) -> Rule<'_> {
+        let first = |items, mask| selected(items, mask).next();
+        if let Some(item) = first(&self.exclude, masks.exclude & self.exclude_any_port()) {
+            return Rule::Item(item);
+        }
+        if self.include.is_empty() {
+            return Rule::Everything;
+        }
+        let for_every_socket = masks.include & self.include_any_port();
+        if let Some(item) = first(&self.include, for_every_socket).or(first(&self.include, masks.include & by_port)) {
+            return Rule::Item(item);
+        }
+        match selected(&self.include, masks.include).collect::<Vec<_>>() {
+            items if items.is_empty() => Rule::NotIncluded,
+            items => Rule::IfPort(items),
+        }
     }
 
     /// The item that excludes this request of a process with these masks, if one does.
@@ -228,6 +292,7 @@ impl Config {
                 reserved: [0; 2],
             };
         }
+        set_initials(&mut settings);
         settings
     }
 

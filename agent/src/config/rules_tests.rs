@@ -84,15 +84,16 @@ fn whole_processes_are_known_to_be_out() {
 }
 
 #[test]
-fn rules_that_hold_are_named() {
-    let rules = SelectorRules::compile(&capture(&["exe=*/a", "uid=0", "uid=5"], &["exe=*/a,port=1"]));
-    let masks = rules.process_masks(&process("/a"));
-    let shown: Vec<String> = rules.including(masks).map(ToString::to_string).collect();
-    assert_eq!(shown, ["exe=*/a", "uid=0"]);
-    assert_eq!(
-        rules.excluding(masks).map(ToString::to_string).collect::<Vec<_>>(),
-        ["exe=*/a,port=1"]
-    );
+fn the_item_that_decided_is_named() {
+    let rules = SelectorRules::compile(&capture(
+        &["exe=*/a", "uid=0", "port=5"],
+        &["exe=*/a,port=1", "exe=*/x"],
+    ));
+    let named = |exe, by_port| rules.deciding(rules.process_masks(&process(exe)), by_port).to_string();
+    assert_eq!(named("/a", 0), "exe=*/a", "an exclusion on one port does not decide");
+    assert_eq!(named("/a", rules.including_port([5, 51_000])), "exe=*/a");
+    assert_eq!(named("/x", 0), "exe=*/x");
+    assert_eq!((rules.including_port([5, 1]), rules.including_port([1, 6])), (4, 0));
 }
 
 #[test]

@@ -171,6 +171,7 @@ impl HeaderName {
         CREDENTIALS.contains(&self.0.as_str()) || CREDENTIAL_PARTS.iter().any(|part| self.0.contains(part))
     }
 
+    /// The name, in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -187,6 +188,7 @@ impl std::fmt::Display for HeaderName {
 pub struct Secret(String);
 
 impl Secret {
+    /// Takes a value that is never shown.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into())
     }

@@ -47,6 +47,10 @@ fn every_known_label_value_is_there_from_the_start_with_zero() {
         r#"spanwire_injections_total{result="failed"}"#,
         r#"spanwire_config_reloads_total{result="ok"}"#,
         r#"spanwire_config_reloads_total{result="failed"}"#,
+        r#"spanwire_dropped_total{stage="assemble",reason="memory_limit"}"#,
+        r#"spanwire_dropped_total{stage="assemble",reason="cpu_limit"}"#,
+        r#"spanwire_dropped_total{stage="sample",reason="cpu_limit"}"#,
+        "spanwire_joined_sockets_total",
         "spanwire_union_traces",
         "spanwire_union_evictions_total",
     ] {

@@ -17,8 +17,8 @@ use super::procfs::ProcRoot;
 pub struct Hint {
     /// Thread group id.
     pub pid: u32,
-    /// Parent's thread group id.
-    pub parent_pid: Option<u32>,
+    /// Thread group ids of its ancestors, the parent first.
+    pub ancestors: Vec<u32>,
     /// Effective user id.
     pub uid: Option<u32>,
     /// cgroup v2 id.
@@ -35,6 +35,11 @@ impl Hint {
         Self { pid, ..Self::default() }
     }
 
+    /// Something is known that cannot be read any more once the process has ended.
+    fn tells(&self) -> bool {
+        !self.ancestors.is_empty()
+    }
+
     /// Takes a kernel record's facts.
     pub fn from_record(record: &ProcessRecord) -> Self {
         let text = |bytes: &[u8]| {
@@ -44,7 +49,10 @@ impl Hint {
         };
         Self {
             pid: record.pid,
-            parent_pid: (record.parent_pid != 0).then_some(record.parent_pid),
+            ancestors: std::iter::once(record.parent_pid)
+                .chain(record.grandparents)
+                .take_while(|pid| *pid != 0)
+                .collect(),
             uid: Some(record.uid),
             cgroup_id: (record.cgroup_id != 0).then_some(record.cgroup_id),
             comm: text(&record.comm),
@@ -127,6 +135,11 @@ impl Discoverer {
         self.entries.len()
     }
 
+    /// True if the process is kept.
+    pub fn knows(&self, pid: u32) -> bool {
+        self.entries.contains_key(&pid)
+    }
+
     /// True if none is kept.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -148,6 +161,14 @@ impl Discoverer {
             Some(entry) => {
                 entry.used_ns = now_ns;
                 entry.traffic = true;
+                if hint.tells() && entry.is_blank() {
+                    // Asked for by an exchange that overtook, on another CPU, the record that tells of its process.
+                    let process = Arc::new(Process::new(ProcessInfo::read(&self.root, self.mount.as_ref(), hint)));
+                    if let Some(generation) = entry.generations.last_mut() {
+                        generation.process = Arc::clone(&process);
+                    }
+                    return process;
+                }
                 if entry.exit_ns.is_some_and(|exit_ns| at_ns > exit_ns) {
                     let exit_ns = entry.exit_ns.unwrap_or(at_ns);
                     self.replace(hint, exit_ns, now_ns);
@@ -307,6 +328,13 @@ impl Discoverer {
 }
 
 impl Entry {
+    /// Nothing is known of the latest process: it had ended when it was looked at.
+    fn is_blank(&self) -> bool {
+        self.generations
+            .last()
+            .is_some_and(|generation| generation.process.info.is_blank())
+    }
+
     fn new(generations: Vec<Generation>, exit_ns: Option<u64>, now_ns: u64) -> Self {
         Self {
             generations,

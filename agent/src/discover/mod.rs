@@ -22,6 +22,7 @@ mod cgroup;
 mod elf;
 mod environment;
 mod maps;
+pub mod node;
 mod process;
 mod procfs;
 pub mod runtime;

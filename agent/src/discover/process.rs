@@ -49,14 +49,14 @@ impl ProcessInfo {
     pub fn read(root: &ProcRoot, mount: Option<&CgroupMount>, hint: &Hint) -> Self {
         let pid = hint.pid;
         let Ok(stat) = root.stat(pid) else {
-            return Self::from_hint(hint);
+            return Self::from_hint(root, hint);
         };
         let exe = root.exe(pid).or_else(|| hint.filename.clone());
         let name = exe.as_deref().map_or("", file_name);
         Self {
             pid,
             start_ticks: stat.start_ticks,
-            ancestors: ancestors(root, stat.parent_pid),
+            ancestors: longer(ancestors(root, &[], stat.parent_pid), ancestors_told(root, hint)),
             script: arguments_of(name).and_then(|rules| script::name(root, pid, &rules)),
             uid: root.uid(pid).or(hint.uid),
             threads: stat.threads,
@@ -70,16 +70,21 @@ impl ProcessInfo {
     }
 
     /// What the kernel side's record alone tells of a process that has ended.
-    fn from_hint(hint: &Hint) -> Self {
+    fn from_hint(root: &ProcRoot, hint: &Hint) -> Self {
         Self {
             pid: hint.pid,
-            ancestors: hint.parent_pid.into_iter().collect(),
+            ancestors: ancestors_told(root, hint),
             exe: hint.filename.clone(),
             comm: hint.comm.clone().unwrap_or_default(),
             uid: hint.uid,
             place: CgroupPlace::default().or_id(hint.cgroup_id),
             ..Self::default()
         }
+    }
+
+    /// Nothing is known: the process had ended when it was looked at, and nobody told of it.
+    pub fn is_blank(&self) -> bool {
+        self.start_ticks == 0 && self.ancestors.is_empty()
     }
 
     /// File name of the executable, empty if unknown.
@@ -92,14 +97,29 @@ fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn ancestors(root: &ProcRoot, parent: u32) -> Vec<u32> {
-    let mut line = Vec::new();
-    let mut next = parent;
+/// The ancestors in `known`, and from `next` on what can be read.
+fn ancestors(root: &ProcRoot, known: &[u32], next: u32) -> Vec<u32> {
+    let mut line = known.to_vec();
+    let mut next = next;
     while next != 0 && line.len() < ANCESTORS && !line.contains(&next) {
         line.push(next);
         next = root.stat(next).map_or(0, |stat| stat.parent_pid);
     }
     line
+}
+
+/// The ancestors that the kernel side told: they may have ended since, and the process be another's child now.
+fn ancestors_told(root: &ProcRoot, hint: &Hint) -> Vec<u32> {
+    let next = hint.ancestors.last().and_then(|last| root.stat(*last).ok());
+    ancestors(root, &hint.ancestors, next.map_or(0, |stat| stat.parent_pid))
+}
+
+fn longer(one: Vec<u32>, other: Vec<u32>) -> Vec<u32> {
+    if other.len() > one.len() {
+        other
+    } else {
+        one
+    }
 }
 
 /// A process as the stages share it.

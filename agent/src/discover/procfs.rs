@@ -59,6 +59,11 @@ impl ProcRoot {
         self.path.join("self").join(name)
     }
 
+    /// The path of a name of the kernel's, below `sys/kernel`.
+    pub(super) fn kernel(&self, name: &str) -> PathBuf {
+        self.path.join("sys/kernel").join(name)
+    }
+
     /// Pids of the processes that run now, at most `limit`. A directory listing: nothing of any process is read.
     pub fn pids(&self, limit: usize) -> Vec<u32> {
         let Ok(entries) = std::fs::read_dir(&self.path) else {
@@ -74,6 +79,14 @@ impl ProcRoot {
     pub(super) fn stat(&self, pid: u32) -> io::Result<Stat> {
         let bytes = read_at_most(&self.of(pid, "stat"), STAT_BYTES)?;
         parse_stat(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat: not as proc(5) says"))
+    }
+
+    /// False once the process has given its memory up: it ends, or is a zombie.
+    pub fn is_alive(&self, pid: u32) -> bool {
+        match std::fs::read_link(self.of(pid, "exe")) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Effective user id.
@@ -217,6 +230,25 @@ mod tests {
         let stat = parse_stat(line).unwrap();
         assert_eq!(&*stat.comm, "a) R 1 (b)");
         assert_eq!((stat.parent_pid, stat.threads, stat.start_ticks), (7, 3, 98765));
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive() {
+        let root = ProcRoot::default();
+        assert!(root.is_alive(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let ended = |stat: &[u8]| {
+            stat.split(|byte| *byte == b')')
+                .next_back()
+                .is_some_and(|rest| rest.starts_with(b" Z"))
+        };
+        let stat = root.of(child.id(), "stat");
+        while !ended(&std::fs::read(&stat).unwrap()) {
+            std::thread::yield_now();
+        }
+        assert!(!root.is_alive(child.id()));
+        child.wait().unwrap();
+        assert!(!root.is_alive(child.id()));
     }
 
     #[test]

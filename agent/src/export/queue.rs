@@ -97,6 +97,7 @@ impl Taken {
 }
 
 impl Queue {
+    /// An empty queue.
     pub fn new(limits: Limits, batching: Batching) -> Self {
         Self {
             limits,

@@ -36,7 +36,7 @@ mod writer;
 
 pub use filter::{parse_duration, parse_instant, FilterError, TraceFilter};
 pub use query::{attribute_text, StoreReader, StoredTrace, TraceList, TraceSummary};
-pub use queue::{StoreStats, QUEUE_ALIASES, QUEUE_BYTES, QUEUE_SPANS};
+pub use queue::{QueueBounds, StoreStats, QUEUE_ALIASES, QUEUE_BYTES, QUEUE_SPANS};
 pub use retain::Retention;
 pub use schema::FILE_NAME;
 pub use services::{Coverage, GraphEdge, GraphView, Latency, ServiceView, ServicesView};
@@ -126,9 +126,17 @@ impl Store {
     /// Opens or creates the store in `dir` and starts its thread. A corrupt file is moved aside, logged, and shown in
     /// [`StoreStats::problem`].
     pub fn open(dir: &Path, retention: Retention) -> Result<Self, StoreError> {
+        Self::open_bounded(dir, retention, QueueBounds::default())
+    }
+
+    /// As [`Store::open`], with a queue of another size.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_bounded(dir: &Path, retention: Retention, bounds: QueueBounds) -> Result<Self, StoreError> {
         let (connection, aside) = schema::open_writer(dir)?;
         let path = dir.join(FILE_NAME);
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::new(bounds));
         if let Some(aside) = aside {
             let problem = format!(
                 "the store {} was corrupt: moved to {}, a new one begun",

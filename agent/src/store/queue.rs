@@ -62,9 +62,26 @@ struct Waiting {
     is_closed: bool,
 }
 
+/// How much may wait in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueBounds {
+    pub spans: usize,
+    pub bytes: usize,
+}
+
+impl Default for QueueBounds {
+    fn default() -> Self {
+        Self {
+            spans: QUEUE_SPANS,
+            bytes: QUEUE_BYTES,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Queue {
+    bounds: QueueBounds,
     waiting: Mutex<Waiting>,
     changed: Condvar,
     pub(super) stats: StoreStats,
@@ -80,6 +97,13 @@ pub(super) struct Taken {
 }
 
 impl Queue {
+    pub(super) fn new(bounds: QueueBounds) -> Self {
+        Self {
+            bounds,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn push(&self, batch: SpanBatch) {
         if batch.is_empty() {
             return;
@@ -93,7 +117,7 @@ impl Queue {
         waiting.spans += batch.len();
         waiting.bytes += bytes;
         waiting.batches.push_back((batch, bytes));
-        while waiting.spans > QUEUE_SPANS || waiting.bytes > QUEUE_BYTES {
+        while waiting.spans > self.bounds.spans || waiting.bytes > self.bounds.bytes {
             let Some((oldest, bytes)) = waiting.batches.pop_front() else {
                 break;
             };
@@ -103,7 +127,7 @@ impl Queue {
         }
         self.stats.queued.store(waiting.spans as u64, Ordering::Relaxed);
         // The writer gathers for a while after the first batch: waking it for each would only cost.
-        if waiting.batches.len() == 1 || waiting.spans >= QUEUE_SPANS / 2 {
+        if waiting.batches.len() == 1 || waiting.spans >= self.bounds.spans / 2 {
             self.changed.notify_one();
         }
     }
@@ -125,12 +149,14 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits at most `idle` for something to come, then at most `gather` for more of it, and takes up to `most` spans.
+    /// Waits at most `idle` for something to come, then at most `gather` for more of it, or until the queue is half full,
+    /// and takes up to `most` spans.
     pub(super) fn take(&self, idle: Duration, gather: Duration, most: usize) -> Taken {
+        let enough = most.min(self.bounds.spans / 2);
         let waiting = unpoisoned(self.waiting.lock());
         let waiting = self.wait_until(waiting, idle, |w| w.is_closed || w.spans > 0 || !w.aliases.is_empty());
         let mut waiting = self.wait_until(waiting, gather, |w| {
-            w.is_closed || w.spans >= most || (w.spans == 0 && w.aliases.is_empty())
+            w.is_closed || w.spans >= enough || (w.spans == 0 && w.aliases.is_empty())
         });
         let mut taken = Taken {
             aliases: waiting.aliases.drain(..).collect(),

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::ffi::CStr;
 use std::fmt;
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use zerocopy::{Immutable, IntoBytes};
 
@@ -23,6 +23,7 @@ enum Command {
     RawTracepointOpen = 17,
     BtfLoad = 18,
     LinkCreate = 28,
+    IterCreate = 33,
 }
 
 /// What the kernel refused, and how.
@@ -119,6 +120,25 @@ struct AttachAttr {
     target_fd: u32,
     prog_fd: u32,
     attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default, IntoBytes, Immutable)]
+struct IterLinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    info: u64,
+    info_bytes: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default, IntoBytes, Immutable)]
+struct IterAttr {
+    link_fd: u32,
     flags: u32,
 }
 
@@ -318,6 +338,38 @@ pub fn one_line(error: &str) -> String {
     match error.split_once("Verifier output:") {
         Some((refused, log)) => format!("{}: {}", refused.trim().trim_end_matches('.'), complaint(log)),
         None => error.lines().next().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Runs an iterator program over everything it iterates over: a map's elements, or where none is given, what the
+/// kernel has of the kind. Returns when it has seen all of it; nothing stays attached.
+pub fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> Result<(), Refusal> {
+    const TRACE_ITER: u32 = 28;
+    // union bpf_iter_link_info: a map's descriptor.
+    let info = map.map(number);
+    let attr = IterLinkAttr {
+        prog_fd: number(program),
+        attach_type: TRACE_ITER,
+        info: info.as_ref().map_or(0, |info| std::ptr::from_ref(info) as u64),
+        info_bytes: info.map_or(0, |_| size_of::<u32>() as u32),
+        ..IterLinkAttr::default()
+    };
+    let link = owned(bpf(Command::LinkCreate, attr.as_bytes()), "iterator link")?;
+    let attr = IterAttr {
+        link_fd: number(link.as_fd()),
+        ..IterAttr::default()
+    };
+    let walk = owned(bpf(Command::IterCreate, attr.as_bytes()), "iterator")?;
+    // The programs print nothing: one read walks to the end. EAGAIN says that there is more to walk.
+    let mut walk = std::fs::File::from(walk);
+    let mut buffer = [0; 64];
+    loop {
+        match walk.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => return Err(Refusal::last("iteration")),
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use thiserror::Error;
 use super::btf::Btf;
 
 /// Hooks that every family is used with, in the order they are attached: what forgets comes before what remembers.
-pub const ALWAYS: [&str; 4] = [
+pub const ALWAYS: [&str; 5] = [
     "sched_process_exit",
     "sched_process_exec",
     "sched_process_fork",
     "inet_sock_set_state",
+    "tcp_destroy_sock",
 ];
 
 /// A way to see every send and receive.

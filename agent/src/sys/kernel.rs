@@ -2,15 +2,18 @@
 #![allow(unsafe_code, reason = "clock_gettime and the memory of map values")]
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::Iter;
 use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
 use spanwire_common::abi;
 use spanwire_common::drop::KERNEL_COUNTERS;
 use thiserror::Error;
 
-use super::bpf::one_line;
+use super::bpf::{self, one_line};
 use super::btf::{self, Btf, BtfError};
 use super::hooks::{self, Family, HooksError, ALWAYS};
 use super::pod;
@@ -31,7 +34,7 @@ pub enum KernelError {
     #[error("loading the eBPF object: {}", chain(.0))]
     Load(#[from] aya::EbpfError),
     /// A program was refused.
-    #[error("program {name}: {}", chain(.source))]
+    #[error("program {name}: {}", refused_because(&chain(.source)))]
     Program {
         /// Which.
         name: &'static str,
@@ -44,6 +47,14 @@ pub enum KernelError {
     /// The kernel took no family of hooks.
     #[error("no family of socket hooks works (kprobe and system-call tracepoints are not built yet): {0}")]
     NoFamily(String),
+    /// A walk over the kernel's objects failed.
+    #[error("walk {name}: {refusal}")]
+    Walk {
+        /// Its program.
+        name: &'static str,
+        /// What the kernel said.
+        refusal: bpf::Refusal,
+    },
     /// A map is not as expected.
     #[error("map {name}: {}", chain(.source))]
     Map {
@@ -69,18 +80,47 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The verifier's complaint on one line; that a helper is missing, in other words.
+fn refused_because(error: &str) -> String {
+    let complaint = one_line(error);
+    if complaint.contains("unknown func") || complaint.contains("invalid func unknown") {
+        return format!(
+            "{complaint}: this kernel is too old, Linux 6.1 is the oldest that was tried (docs/kernels.md)"
+        );
+    }
+    complaint
+}
+
 /// What the programs are told before they are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Bytes of each CPU's ring; a power of two and a multiple of the page size.
     pub ring_bytes: u32,
+    /// Connections to have room for in the tables that are kept by connection.
+    pub connections: u32,
     /// Some selector names a port.
     pub port_selectors: bool,
+    /// How long an exchange may go without a byte before it is overdue; told within [`SWEEP_NS`] after.
+    pub deadline_ns: u64,
     /// Count what an exchange costs (user reads, clock reads, ...): benchmarks only.
     pub count_costs: bool,
 }
 
-const OFFSETS: [(&str, &str, &str); 26] = [
+/// The maps that grow with the number of connections, and their sizes for so many. At 65,536 they are what maps.rs says.
+/// TCP sockets themselves need none: their state lies in the socket.
+fn tables(connections: u32) -> [(&'static str, u32); 5] {
+    // A map that gives way to the newest keeps some entries of each CPU aside: a smaller one would forget too soon.
+    let share = |divisor: u32| (connections / divisor).max(512);
+    [
+        ("WIRES", connections.max(1_024)),
+        ("INBOUND", share(4)),
+        ("CARRY", share(32)),
+        ("OPAQUE_TURNS", share(32)),
+        ("PIPELINE", share(64)),
+    ]
+}
+
+const OFFSETS: [(&str, &str, &str); 27] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -106,6 +146,7 @@ const OFFSETS: [(&str, &str, &str); 26] = [
     ("OFF_UNIX_PEER", "unix_sock", "peer"),
     ("OFF_TASK_PID", "task_struct", "pid"),
     ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_REAL_PARENT", "task_struct", "real_parent"),
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
@@ -143,6 +184,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     attached: Vec<&'static str>,
     chosen: Chosen,
+    old_sockets_marked: bool,
 }
 
 impl Kernel {
@@ -160,7 +202,7 @@ impl Kernel {
             }
             offsets.push((global, offset));
         }
-        let unix_late_until_ns = monotonic_ns() + UNIX_LATE_NS;
+        let overdue_sweeps = options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(options.port_selectors);
         let count_costs = u32::from(options.count_costs);
         let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))? as u32;
@@ -171,20 +213,35 @@ impl Kernel {
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
-        loader.override_global("UNIX_LATE_UNTIL_NS", &unix_late_until_ns, true);
+        loader.override_global("OVERDUE_SWEEPS", &overdue_sweeps, true);
         loader.override_global("PORT_SELECTORS", &port_selectors, true);
         loader.override_global("COUNT_COSTS", &count_costs, true);
         loader.map_max_entries("RINGS", cpus);
+        for (table, entries) in tables(options.connections) {
+            loader.map_max_entries(table, entries);
+        }
         let mut ebpf = loader.load(OBJECT)?;
         let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
         for name in ALWAYS {
             hooks::load(&mut ebpf, name, &aya_btf).map_err(refused(name))?;
+        }
+        for (name, kind) in WALKS {
+            let walk: &mut Iter = ebpf
+                .program_mut(name)
+                .ok_or(KernelError::Missing(name))?
+                .try_into()
+                .map_err(refused(name))?;
+            // Nothing stands on these: what is lost without them, says the caller of the walk.
+            if let Err(error) = walk.load(kind, &aya_btf) {
+                tracing::debug!(name, error = one_line(&chain(&error)), "walk not loaded");
+            }
         }
         let chosen = choose(&mut ebpf, Family::to_try()?.into(), Vec::new(), (&types, &aya_btf))?;
         let kernel = Self {
             ebpf,
             attached: Vec::new(),
             chosen,
+            old_sockets_marked: false,
         };
         Ok((kernel, rings))
     }
@@ -210,6 +267,43 @@ impl Kernel {
             let types = Btf::load(Path::new(btf::VMLINUX), &[], &[])?;
             self.chosen = choose(&mut self.ebpf, rest, refusals, (&types, &AyaBtf::from_sys_fs()?))?;
         }
+    }
+
+    /// Marks the unix sockets that are older than the agent; after [`Kernel::attach`], so that none is missed. From then
+    /// on a unix socket without a mark is new.
+    ///
+    /// # Errors
+    /// [`KernelError::Walk`]: all unix sockets stay doubtful, and are joined at their first whole response.
+    pub fn mark_old_sockets(&mut self) -> Result<(), KernelError> {
+        self.walk("mark_old_sockets", None)?;
+        self.old_sockets_marked = true;
+        let settings = {
+            let map = self.map("SETTINGS")?;
+            let array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
+            array.get(&0, 0).map_err(named("SETTINGS"))?
+        };
+        self.set_settings(settings.0)
+    }
+
+    /// Tells of the exchanges that have had no byte for the deadline. To be called every [`SWEEP_NS`].
+    ///
+    /// # Errors
+    /// [`KernelError::Walk`].
+    pub fn sweep(&mut self) -> Result<(), KernelError> {
+        self.walk("sweep_sockets", Some("SOCKETS"))
+    }
+
+    fn walk(&mut self, name: &'static str, map: Option<&'static str>) -> Result<(), KernelError> {
+        let program = self.ebpf.program(name).ok_or(KernelError::Missing(name))?;
+        let program = program.fd().map_err(refused(name))?;
+        let map = match map {
+            None => None,
+            Some(map) => match self.ebpf.map(map).ok_or(KernelError::Missing(map))? {
+                Map::SkStorage(data) => Some(data.fd().as_fd()),
+                _ => return Err(KernelError::Missing("socket storage")),
+            },
+        };
+        bpf::iterate(program.as_fd(), map).map_err(|refusal| KernelError::Walk { name, refusal })
     }
 
     fn attach_each(&mut self, names: &[&'static str]) -> Result<(), KernelError> {
@@ -261,6 +355,10 @@ impl Kernel {
     /// # Errors
     /// [`KernelError::Map`].
     pub fn set_settings(&mut self, settings: abi::Settings) -> Result<(), KernelError> {
+        let mut settings = settings;
+        if self.old_sockets_marked {
+            settings.flags |= abi::setting::OLD_SOCKETS_MARKED;
+        }
         let map = self.map("SETTINGS")?;
         let mut array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
         array.set(0, pod::Settings(settings), 0).map_err(named("SETTINGS"))
@@ -280,6 +378,20 @@ impl Kernel {
         processes
             .insert(pid, pod::Process(value), 0)
             .map_err(named("PROCESSES"))
+    }
+
+    /// Forgets a process.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`].
+    pub fn forget_process(&mut self, pid: u32) -> Result<(), KernelError> {
+        let map = self.map("PROCESSES")?;
+        let mut processes = HashMap::<_, u32, pod::Process>::try_from(map).map_err(named("PROCESSES"))?;
+        match processes.remove(&pid) {
+            Ok(()) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(named("PROCESSES")(error)),
+        }
     }
 
     /// Names a port in selector items.
@@ -332,13 +444,28 @@ impl Kernel {
             .collect()
     }
 
+    /// Takes what a client left on the wire, if its server has not.
+    pub fn take_wire(&mut self, key: u64) -> Option<abi::WireValue> {
+        let mut wires = HashMap::<_, u64, pod::Wire>::try_from(self.ebpf.map_mut("WIRES")?).ok()?;
+        let wire = wires.get(&key, 0).ok()?;
+        // Gone by now: the server has taken it after all, and its record will say so.
+        wires.remove(&key).ok()?;
+        Some(wire.0)
+    }
+
     fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
         self.ebpf.map_mut(name).ok_or(KernelError::Missing(name))
     }
 }
 
-/// How long after the start a unix socket seen for the first time may have been in use before.
-const UNIX_LATE_NS: u64 = 2_000_000_000;
+/// How often [`Kernel::sweep`] is to be called.
+pub const SWEEP_NS: u64 = 5_000_000_000;
+
+/// Programs that walk, and over what.
+const WALKS: [(&str, &str); 2] = [
+    ("mark_old_sockets", "task_file"),
+    ("sweep_sockets", "bpf_sk_storage_map"),
+];
 
 fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
     move |source| KernelError::Map {
@@ -426,3 +553,31 @@ fn make_rings(ebpf: &mut Ebpf, cpus: u32, bytes: u32) -> Result<Vec<RingBuf<MapD
 
 /// BPF_MAP_TYPE_RINGBUF (include/uapi/linux/bpf.h).
 const RINGBUF: u32 = 27;
+
+#[cfg(test)]
+mod tests {
+    use super::{refused_because, tables};
+
+    #[test]
+    fn tables_by_connection_follow_their_number() {
+        let usual = [65_536, 16_384, 2_048, 2_048, 1_024];
+        assert_eq!(tables(65_536).map(|(_, entries)| entries), usual);
+        assert_eq!(
+            tables(131_072).map(|(_, entries)| entries),
+            usual.map(|entries| entries * 2)
+        );
+        assert!(tables(1_024).iter().all(|(_, entries)| (512..=1_024).contains(entries)));
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_that_it_is() {
+        let log = "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22). Verifier output: Unrecognized arg#0 type PTR\n\
+            invalid func unknown#158\nprocessed 880 insns\n: Invalid argument (os error 22)";
+        assert_eq!(
+            refused_because(log),
+            "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22): invalid func unknown#158: this kernel is too \
+             old, Linux 6.1 is the oldest that was tried (docs/kernels.md)"
+        );
+        assert_eq!(refused_because("R1 is bad"), "R1 is bad");
+    }
+}

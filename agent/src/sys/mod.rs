@@ -8,3 +8,4 @@ pub mod memory;
 pub mod pod;
 pub mod probe;
 pub mod ring;
+pub mod usage;

@@ -24,6 +24,8 @@ pod! {
     Process(abi::ProcessValue);
     /// Value of PORTS.
     Port(abi::PortValue);
+    /// Value of WIRES.
+    Wire(abi::WireValue);
     /// Value of OPAQUE_TURNS.
     OpaqueTurn(abi::OpaqueTurn);
 }

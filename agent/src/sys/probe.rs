@@ -145,6 +145,7 @@ impl Prober {
             Feature::SocketTracepoints => self.tracepoints(&["sock_send_length", "sock_recv_length"]),
             Feature::LifeTracepoints => self.tracepoints(&[
                 "inet_sock_set_state",
+                "tcp_destroy_sock",
                 "sched_process_fork",
                 "sched_process_exec",
                 "sched_process_exit",

@@ -4,6 +4,7 @@
 //! and the ratio is taken inside the round. What else runs on the machine then meets both sides alike.
 
 mod budget;
+mod ceiling;
 mod cost;
 mod idle;
 mod measure;
@@ -31,11 +32,12 @@ struct Bench {
 type Measure = fn(&Bench) -> Result<Section>;
 
 /// In the order of the page.
-const ALL: [(&str, Measure); 5] = [
+const ALL: [(&str, Measure); 6] = [
     ("nginx", nginx::measure),
     ("budget", budget::measure),
     ("cost", cost::measure),
     ("services", services::measure),
+    ("ceiling", ceiling::measure),
     ("idle", idle::measure),
 ];
 

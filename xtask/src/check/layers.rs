@@ -9,7 +9,7 @@ use super::sources;
 use crate::workspace;
 
 /// The agent's modules, in order. Those of one row do not know each other.
-const ROWS: [&[&str]; 15] = [
+const ROWS: [&[&str]; 16] = [
     &["span"],
     &["counters"],
     &["config"],
@@ -19,6 +19,7 @@ const ROWS: [&[&str]; 15] = [
     &["assemble"],
     &["enrich"],
     &["sample"],
+    &["budget"],
     &["route"],
     // The store keeps spans in the bytes that are exported (`export::wire`).
     &["export"],

@@ -19,9 +19,6 @@ const PRIVILEGED: &str = "spanwire-tests";
 const LIMIT_SECONDS: u32 = 1_800;
 /// The privileged programs that say whether the agent works on a kernel: every socket call, and whole trees.
 const ON_EVERY_KERNEL: [&str; 2] = ["calls", "trees"];
-/// Programs with cases that the agent does not pass yet (CHANGELOG.md names them): they run with `--all`, where their
-/// failures count, until they are green and move to the ordinary run.
-const NOT_GREEN_YET: [&str; 6] = ["calls", "trees", "retries", "every_exchange", "bad_input", "harm"];
 /// A node has one agent at a time; and what a privileged test measured is worth reading when it passed, too.
 const ONE_AT_A_TIME: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// What the end-to-end tests read from their environment.
@@ -61,10 +58,6 @@ pub(crate) fn test(all: bool) -> Result<ExitCode> {
     announce(out, "documentation examples")?;
     tally.add(results::run(documentation(), out)?);
     for program in &privileged {
-        if !all && NOT_GREEN_YET.contains(&program.target.as_str()) {
-            announce(out, &format!("{}: runs with --all", program.name))?;
-            continue;
-        }
         announce(out, &program.name)?;
         let mut command = limited(process::as_root("timeout".as_ref(), &ENVIRONMENT)?, program);
         command.args(ONE_AT_A_TIME);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 
+use super::kernel::Kernel;
 use crate::process;
 
 const MEMORY: &str = "3G";
@@ -28,16 +29,16 @@ pub(super) fn virtiofsd() -> Option<PathBuf> {
 }
 
 /// Boots, waits for the end, returns the exit status that `init` wrote.
-pub(super) fn run(kernel: &Path, initramfs: &[u8], console: Console) -> Result<u8> {
+pub(super) fn run(kernel: &Kernel, initramfs: &[u8], console: Console) -> Result<u8> {
     let place = Place::new()?;
     let archive = place.0.join("initramfs");
     fs::write(&archive, initramfs).with_context(|| format!("cannot write {}", archive.display()))?;
     let (socket, status) = (place.0.join("files"), place.0.join("status"));
     let _files = serve_files(&socket)?;
     let mut qemu = ends_with_us("qemu-system-x86_64");
-    qemu.args(machine_arguments())
+    qemu.args(machine_arguments(&kernel.release))
         .arg("-kernel")
-        .arg(kernel)
+        .arg(&kernel.image)
         .arg("-initrd")
         .arg(&archive)
         .args(["-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on"])
@@ -63,14 +64,13 @@ pub(super) fn run(kernel: &Path, initramfs: &[u8], console: Console) -> Result<u
         .context("the virtual machine ended before the command did; its last words are above")
 }
 
-fn machine_arguments() -> Vec<String> {
+fn machine_arguments(release: &str) -> Vec<String> {
     // Emulated unless asked otherwise: a /dev/kvm that is there often does not work (in containers, nested).
     let kvm = std::env::var("SPANWIRE_VM_ACCEL").is_ok_and(|accelerator| accelerator == "kvm");
-    // QEMU 7.2's emulation of cmpxchg16b makes 6.12 panic.
     let (accelerator, cpu) = if kvm {
         ("kvm", "host")
     } else {
-        ("tcg,thread=multi", "max,-cx16")
+        ("tcg,thread=multi", emulated_cpu(release))
     };
     let memory = format!("memory-backend-memfd,id=memory,size={MEMORY},share=on");
     [
@@ -94,6 +94,17 @@ fn machine_arguments() -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec()
+}
+
+/// QEMU 7.2's emulation of cmpxchg16b makes 6.12 panic. 7.2 works with it, and needs it: without the instruction there
+/// is no kmalloc_nolock(), and then no socket storage.
+fn emulated_cpu(release: &str) -> &'static str {
+    let major = release.split('.').next().and_then(|number| number.parse().ok());
+    if major.is_some_and(|major: u32| major >= 7) {
+        "max"
+    } else {
+        "max,-cx16"
+    }
 }
 
 /// Starts virtiofsd on the root directory and waits for its socket. It ends when QEMU disconnects.
@@ -161,5 +172,17 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::emulated_cpu;
+
+    #[test]
+    fn only_kernels_that_need_cmpxchg16b_get_it() {
+        assert_eq!(emulated_cpu("7.2.13+deb14-cloud-amd64"), "max");
+        assert_eq!(emulated_cpu("6.12.117+deb12-cloud-amd64"), "max,-cx16");
+        assert_eq!(emulated_cpu("5.10.0-46-cloud-amd64"), "max,-cx16");
     }
 }

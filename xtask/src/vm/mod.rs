@@ -52,7 +52,7 @@ pub(crate) fn vm(wanted: &str, command: &[String]) -> Result<ExitCode> {
         quoted(&directory.to_string_lossy())
     );
     let initramfs = initramfs::build(&kernel, &script)?;
-    let status = machine::run(&kernel.image, &initramfs, console)?;
+    let status = machine::run(&kernel, &initramfs, console)?;
     Ok(ExitCode::from(status))
 }
 

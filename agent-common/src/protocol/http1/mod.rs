@@ -5,6 +5,7 @@
 //! ```text
 //! c = Cursor::begin(f, bytes of the call, bytes copied behind the carry)
 //! repeat
+//!     if may_skim(f, c) { skim_request or skim_response }                   lines nobody asks for
 //!     ctl  = if needs_scan(f, c) { scan(f, c, window) } else { c.end }      loops over bytes: a BPF function of its own
 //!     step = advance(f, c, ctl)                                             no loops, no bytes
 //!     step = match step {
@@ -28,6 +29,7 @@ pub mod framing;
 mod header;
 pub mod request;
 pub mod response;
+pub mod skim;
 #[cfg(any(test, feature = "host"))]
 pub mod stream;
 
@@ -37,6 +39,7 @@ pub use fields::{
 pub use framing::{advance, chunk_line, cut, flag, needs_scan, phase, scan, step, Cursor, Framing};
 pub use request::{request_line_or_header, Method, Request};
 pub use response::response_line;
+pub use skim::{may_skim, skim_request, skim_response};
 
 /// A window that begins with `bytes`.
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::vec::Vec;
 
 use super::super::window::{Window, CARRY_BYTES, FILL_BYTES};
 use super::{
-    advance, chunk_line, needs_scan, request_line_or_header, response_line, scan, step, Cursor, Framing, Method,
-    Request,
+    advance, chunk_line, may_skim, needs_scan, request_line_or_header, response_line, scan, skim_request,
+    skim_response, step, Cursor, Framing, Method, Request,
 };
 use crate::abi::Settings;
 
@@ -68,6 +68,8 @@ pub struct Stream {
     settings: Settings,
     carry: Vec<u8>,
     window: Window,
+    /// Lines that nobody asks for are passed over in one go, as the kernel side does. It changes nothing but the cost.
+    pub skims: bool,
     /// Steps taken so far: what a BPF loop has to allow for.
     pub steps: u64,
 }
@@ -83,6 +85,7 @@ impl Stream {
             settings,
             carry: Vec::new(),
             window: Window::default(),
+            skims: true,
             steps: 0,
         }
     }
@@ -122,6 +125,12 @@ impl Stream {
     #[inline]
     fn step(&mut self, c: &mut Cursor) -> u32 {
         let f = &mut self.framing;
+        if self.skims && may_skim(f, c) {
+            match self.direction {
+                Direction::Requests => skim_request(f, c, &self.window, &self.settings),
+                Direction::Responses(_) => skim_response(f, c, &self.window),
+            }
+        }
         let ctl = if needs_scan(f, c) {
             scan(f, c, &self.window)
         } else {

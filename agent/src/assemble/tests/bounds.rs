@@ -109,7 +109,7 @@ fn a_flood_stays_within_bounds_and_every_exchange_is_accounted_for() {
         let mut out = |output| match output {
             Output::Settled(_) => settled += 1,
             Output::Dropped(_, count) => dropped += count,
-            Output::Alias(_) | Output::Classify { .. } => {}
+            Output::Alias(_) | Output::Classify { .. } | Output::Kept { .. } | Output::Unmet { .. } => {}
         };
         for event in flood(n) {
             assembler.push(event, now_ns, &mut out);
@@ -126,15 +126,27 @@ fn a_flood_stays_within_bounds_and_every_exchange_is_accounted_for() {
     assembler.flush(&mut |output| match output {
         Output::Settled(_) => settled += 1,
         Output::Dropped(_, count) => dropped += count,
-        Output::Alias(_) | Output::Classify { .. } => {}
+        Output::Alias(_) | Output::Classify { .. } | Output::Kept { .. } | Output::Unmet { .. } => {}
     });
     let stats = assembler.stats();
     assert_eq!(stats.exchanges, 3 * ROUNDS);
     assert_eq!(settled + dropped, stats.exchanges);
     assert_eq!((settled, dropped), (stats.settled, stats.dropped));
-    assert!(stats.union_size <= 32_768 && stats.union_evicted > 0, "{stats:?}");
+    assert!(stats.union_size <= 4_000 && stats.union_evicted > 0, "{stats:?}");
     assert!(stats.evicted > 0, "{stats:?}");
     assert!(most <= 120_000, "{most}");
+}
+
+#[test]
+fn a_socket_joined_late_is_counted_with_its_first_exchange() {
+    let joined = |n, ordinal| server(n).flags(flag::LATE_JOIN).with(move |r| r.ordinal = ordinal);
+    let replay = Replay::of([
+        server(1).event(),
+        joined(2, 0).event(),
+        joined(3, 1).event(),
+        joined(4, 0).event(),
+    ]);
+    assert_eq!(replay.assembler.stats().joined, 2);
 }
 
 #[test]

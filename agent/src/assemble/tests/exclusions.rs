@@ -49,11 +49,35 @@ fn a_process_that_turns_out_excluded_leaves_no_span_and_is_no_parent() {
     excluded_only(&replay, 2);
     assert_eq!(replay.parent(2), ROOT, "its peer is local and not captured");
     assert_eq!(replay.parent(4), ROOT);
+    // Excluded by mistake, for want of knowledge that came a moment later.
+    let mut corrected = Replay::default();
+    corrected.feed([call.event(), server(2).trace(1).wire(1, 1).event()]);
+    corrected.assembler.set_class(101, ProcessClass::Other, true);
+    corrected.assembler.set_class(101, ProcessClass::Other, false);
+    corrected.settle();
+    assert_eq!(corrected.parent(2), by(ParentSource::Wire, 1));
     // Included again by another configuration.
     replay.assembler.set_class(101, ProcessClass::Other, false);
     replay.feed([client(5).pid(101).event(), server(6).trace(5).wire(5, 5).event()]);
     replay.settle();
     assert_eq!(replay.parent(6), by(ParentSource::Wire, 5));
+}
+
+#[test]
+fn what_was_observed_provisionally_counts_once_its_process_is_captured() {
+    let provisional = |n| client(n).class(ProcessClass::Unclassified).flags(flag::UNCLASSIFIED);
+    let mut replay = Replay::default();
+    replay.feed([
+        provisional(1).event(),
+        provisional(2).event(),
+        provisional(3).path("/v1/logs").event(),
+    ]);
+    replay.assembler.set_class(101, ProcessClass::Other, true);
+    replay.assembler.set_class(102, ProcessClass::Other, false);
+    replay.settle();
+    assert_eq!(replay.settled.len(), 1, "the other one was never captured");
+    excluded_only(&replay, 1);
+    assert_eq!(replay.kept, 2, "a span and a counted drop");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use spanwire_common::abi::{cause, context_format, family, flag, ProcessClass};
 
-use crate::assemble::testing::{by, client, server, trace, unknown, Exchange, Replay, ROOT};
+use crate::assemble::testing::{by, client, link, server, span, trace, unknown, Exchange, Replay, ROOT};
 use crate::assemble::{LocalAddrs, Options};
 use crate::span::{ParentSource, UnknownReason};
 
@@ -19,6 +19,45 @@ fn the_end_the_kernel_met_is_the_parent() {
     assert_eq!(replay.parent(1), ROOT);
     assert_eq!((replay.trace(1), replay.trace(2)), (trace(1), trace(1)));
     assert!(replay.aliases.is_empty());
+}
+
+#[test]
+fn a_server_whose_sender_may_come_second_is_looked_for() {
+    let mut replay = Replay::default();
+    replay.feed([
+        client(1).event(),
+        server(2).trace(1).wire(1, 1).event(),
+        server(3).wire_key(7).event(),
+        server(4).wire_key(8).remote("203.0.113.7").event(),
+    ]);
+    assert_eq!(replay.unmet, [span(3)], "neither the met one nor the stranger");
+    replay.feed([link((5, 5), (3, 3))]);
+    replay.settle();
+    assert_eq!(replay.parent(3), by(WIRE, 5));
+    assert_eq!(replay.trace(3), trace(5));
+}
+
+#[test]
+fn a_unix_peer_is_known_by_its_cookie() {
+    let unix = |exchange: Exchange| exchange.with(|record| record.family = family::UNIX);
+    let peer = |cookie: u64| {
+        move |record: &mut spanwire_common::abi::ExchangeRecord| {
+            record.remote_addr[..8].copy_from_slice(&cookie.to_ne_bytes());
+        }
+    };
+    let replay = Replay::of([
+        unix(client(1).with(|record| record.cookie = 77)).event(),
+        unix(server(2).with(peer(77))).event(),
+        unix(server(3).with(peer(78))).event(),
+        unix(server(4).with(peer(78)).flags(flag::LATE_JOIN)).event(),
+    ]);
+    assert_eq!(
+        replay.parent(2),
+        unknown(UnknownReason::LostEvent),
+        "captured, and not met"
+    );
+    assert_eq!(replay.parent(3), ROOT, "not captured");
+    assert_eq!(replay.parent(4), unknown(UnknownReason::AttachedLate), "nothing tells");
 }
 
 #[test]
@@ -149,6 +188,19 @@ fn the_table_of_those_without_an_exact_parent() {
 }
 
 #[test]
+fn a_peer_that_turns_out_not_to_be_captured_makes_a_root() {
+    let mut replay = Replay::default();
+    let call = client(1).pid(77).class(ProcessClass::Unclassified).ports(51_000, 80);
+    replay.feed([call.event(), server(2).ports(80, 51_000).event()]);
+    replay.assembler.set_class(77, ProcessClass::Other, true);
+    replay.settle();
+    // On the same connection, later.
+    replay.feed([server(3).ports(80, 51_000).event()]);
+    replay.settle();
+    assert_eq!((replay.parent(2), replay.parent(3)), (ROOT, ROOT));
+}
+
+#[test]
 fn a_peer_is_captured_when_a_client_was_seen_at_its_socket() {
     let request = server(2).ports(80, 51_000);
     let same_connection = client(1).ports(51_000, 80);
@@ -182,12 +234,14 @@ fn a_containers_address_is_known_by_its_sockets() {
 #[test]
 fn addresses_can_be_changed_while_running() {
     let mut replay = Replay::default();
-    let mut local = LocalAddrs::default();
-    local.ranges.push(("203.0.113.0".parse().unwrap(), 24));
-    replay.feed([server(2).local("10.0.0.5").remote("203.0.113.7").event()]);
-    replay.assembler.set_local(local);
+    let request = |n| server(n).local("10.0.0.5").remote("10.0.0.7").event();
+    replay.feed([request(2)]);
     replay.settle();
     assert_eq!(replay.parent(2), unknown(UnknownReason::Remote));
+    replay.feed([request(3)]);
+    replay.assembler.set_addresses(["10.0.0.7".parse().unwrap()].into());
+    replay.settle();
+    assert_eq!(replay.parent(3), ROOT, "the peer is this node");
 }
 
 /// Replays all orders of these.

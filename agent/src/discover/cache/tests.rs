@@ -176,7 +176,7 @@ fn a_process_gone_before_it_was_read_is_told_from_the_hint() {
     let tree = Tree::new();
     let mut discoverer = tree.discoverer(Limits::default());
     let hint = Hint {
-        parent_pid: Some(3),
+        ancestors: vec![3, 2],
         comm: Some("curl".into()),
         filename: Some("/usr/bin/curl".into()),
         cgroup_id: Some(9),
@@ -187,7 +187,13 @@ fn a_process_gone_before_it_was_read_is_told_from_the_hint() {
         (process.info.exe_name(), &*process.info.comm, process.info.place.id),
         ("curl", "curl", Some(9))
     );
-    assert_eq!(process.info.ancestors, [3]);
+    assert_eq!(process.info.ancestors, [3, 2]);
+    // The exchange's record, and even that of the process's end, overtook this one on another CPU.
+    assert_eq!(discoverer.lookup_with(&Hint::pid(8), S, S).info.exe_name(), "");
+    discoverer.on_exit(8, S);
+    let late = Hint { pid: 8, ..hint };
+    assert_eq!(discoverer.lookup_with(&late, S, S).info.exe_name(), "curl");
+    assert_eq!(discoverer.lookup(8, S, S).info.ancestors, [3, 2]);
     assert_eq!(discoverer.lookup(77, S, S).info.exe_name(), "");
     let python = Hint {
         filename: Some(PYTHON.into()),
@@ -205,6 +211,7 @@ fn records_of_the_kernel_side_become_hints() {
     use zerocopy::FromZeros;
     let mut record = ProcessRecord::new_zeroed();
     record.pid = 5;
+    (record.parent_pid, record.grandparents) = (4, [3, 1, 0, 0]);
     record.comm[..4].copy_from_slice(b"curl");
     record.filename[..8].copy_from_slice(b"/bin/cur");
     let hint = Hint::from_record(&record);
@@ -212,7 +219,8 @@ fn records_of_the_kernel_side_become_hints() {
         (hint.comm.as_deref(), hint.filename.as_deref()),
         (Some("curl"), Some("/bin/cur"))
     );
-    assert_eq!((hint.parent_pid, hint.uid, hint.cgroup_id), (None, Some(0), None));
+    assert_eq!(hint.ancestors, [4, 3, 1]);
+    assert_eq!((hint.uid, hint.cgroup_id), (Some(0), None));
 }
 
 #[test]
