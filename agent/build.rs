@@ -1,5 +1,5 @@
-//! Builds the kernel side (`agent-ebpf`, for `bpfel-unknown-none`) and tells the agent where the object is:
-//! `aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_OBJECT"))`.
+//! Builds the kernel side (`agent-ebpf`, for `bpfel-unknown-none`) twice, for programs with typed arguments and for those
+//! without, and tells the agent where the objects are: `aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_TYPED"))`.
 //!
 //! The tools are those `./x` sets up; a plain `cargo build`, `test` or `clippy` finds them in the same places.
 
@@ -32,21 +32,29 @@ fn build() -> Result<(), String> {
     for tool in [&rustc.rustc, &linker] {
         println!("cargo::rerun-if-changed={}", tool.display());
     }
-    let target_dir = required_path("OUT_DIR")?.join("ebpf");
-    let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, root, &target_dir, "build");
-    // Cargo shows a build script's output only when it fails, which is when the compiler's messages are wanted.
-    let status = cargo
-        .status()
-        .map_err(|error| format!("cannot run {}: {error}", rustc.cargo().display()))?;
-    if !status.success() {
-        return Err("the eBPF crate did not build; the compiler's messages are below".to_owned());
+    let out = required_path("OUT_DIR")?;
+    for kind in toolchain::EBPF_OBJECTS {
+        let target_dir = out.join("ebpf");
+        let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, root, &target_dir, "build");
+        cargo.args(kind.arguments);
+        // Cargo shows a build script's output only when it fails, which is when the compiler's messages are wanted.
+        let status = cargo
+            .status()
+            .map_err(|error| format!("cannot run {}: {error}", rustc.cargo().display()))?;
+        if !status.success() {
+            return Err("the eBPF crate did not build; the compiler's messages are below".to_owned());
+        }
+        // The next build writes to the same place.
+        let built = target_dir.join(toolchain::BPF_TARGET).join("release/spanwire-ebpf");
+        let object = out.join(kind.variable.to_lowercase());
+        std::fs::copy(&built, &object)
+            .map_err(|error| format!("cannot copy {} to {}: {error}", built.display(), object.display()))?;
+        println!("cargo::rustc-env={}={}", kind.variable, object.display());
     }
-    let object = target_dir.join(toolchain::BPF_TARGET).join("release/spanwire-ebpf");
-    println!("cargo::rustc-env=SPANWIRE_EBPF_OBJECT={}", object.display());
     Ok(())
 }
 
-/// Everything the object is made from, the tools included.
+/// Everything the objects are made from, the tools included.
 fn watch(root: &Path) {
     for path in [
         "agent-ebpf",

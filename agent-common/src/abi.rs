@@ -362,6 +362,30 @@ pub struct ProcessRecord {
     pub filename: [u8; 128],
 }
 
+/// Key of the map CALLS: what a thread is in the middle of.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct CallKey {
+    /// `pid << 32 | tid`.
+    pub thread: u64,
+    /// Which function or system call.
+    pub what: u64,
+}
+
+/// Value of the map CALLS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct CallUnderWay {
+    /// Address of the `struct sock`.
+    pub sock: u64,
+    /// The call's flags (`MSG_*`).
+    pub flags: u32,
+    /// 0 until its result is known.
+    pub told: u32,
+}
+
 /// What a client left on the wire for the server: value of the map WIRES.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

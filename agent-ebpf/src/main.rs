@@ -14,8 +14,10 @@
     reason = "keys and values of maps stay where they are: by value they would be copied onto the 512-byte stack"
 )]
 
+#[cfg_attr(not(feature = "untyped"), path = "access/typed.rs")]
+#[cfg_attr(feature = "untyped", path = "access/untyped.rs")]
+mod access;
 mod arch;
-mod before;
 mod call;
 mod count;
 mod emit;

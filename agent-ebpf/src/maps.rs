@@ -1,13 +1,13 @@
-//! Every map: what it holds, who writes it, who deletes from it. Sizes here are defaults; the loader may change
-//! those of RINGS and its inner rings.
+//! Every map but those of the sockets' own state (`access`): what it holds, who writes it, who deletes from it. Sizes here
+//! are defaults; the loader may change those of RINGS and its inner rings.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
 use spanwire_common::abi::{OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue};
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
 
-use crate::state::{Exchange, Inbound, InboundKey, Scratch, SockState, Unit};
+use crate::state::{Exchange, Inbound, InboundKey, Scratch, Unit};
 
 /// What may change while the agent runs. Written by user space.
 #[btf_map]
@@ -22,14 +22,6 @@ pub static PROCESSES: HashMap<u32, ProcessValue, 32768> = HashMap::new();
 #[btf_map]
 pub static PORTS: HashMap<u32, PortValue, 1024> = HashMap::new();
 
-/// State of stream sockets, TCP and unix; the kernel frees it with the socket.
-#[btf_map]
-pub static SOCKETS: SkStorage<SockState> = SkStorage::new();
-
-/// Marks on unix sockets that are older than the agent.
-#[btf_map]
-pub static OLD_SOCKETS: SkStorage<u32> = SkStorage::new();
-
 /// Partial lines between two calls: (cookie, direction) -> bytes. Only for heads that arrive in pieces.
 #[btf_map]
 pub static CARRY: LruHashMap<CarryKey, Carry, 2048> = LruHashMap::new();
@@ -42,7 +34,7 @@ pub static PIPELINE: HashMap<PipelineKey, Exchange, 1024> = HashMap::new();
 ///
 /// verifier: before 6.2 the value of a map update may not lie in the memory of a global function's argument.
 #[btf_map]
-static BLANK: Array<Carry, 1> = Array::new();
+pub static BLANK: Array<Carry, 1> = Array::new();
 
 const _: () = assert!(size_of::<Exchange>() <= size_of::<Carry>());
 
@@ -132,6 +124,7 @@ pub mod slot {
     pub const SEND: u32 = 1;
     pub const UNIX_RECEIVE: u32 = 2;
     pub const UNIX_SEND: u32 = 3;
+    #[cfg(not(feature = "untyped"))]
     pub const TCP_PAGE: u32 = 4;
     pub const UNIX_PAGE: u32 = 5;
     pub const STATE: u32 = 6;

@@ -48,3 +48,17 @@ offsets! {
     OFF_TASK_REAL_PARENT, task_real_parent;
     OFF_BPRM_FILENAME, bprm_filename;
 }
+
+#[cfg(feature = "untyped")]
+offsets! {
+    OFF_SK_SHUTDOWN, sk_shutdown;
+    /// From the `struct socket` to the number of its inode.
+    OFF_SOCKET_INODE_NUMBER, socket_inode_number;
+    OFF_TASK_FILES, task_files;
+    OFF_FILES_TABLE, files_table;
+    OFF_TABLE_SIZE, table_size;
+    OFF_TABLE_FILES, table_files;
+    OFF_FILE_INODE, file_inode;
+    OFF_FILE_PRIVATE_DATA, file_private_data;
+    OFF_INODE_MODE, inode_mode;
+}

@@ -1,8 +1,8 @@
-//! Reads from `struct sock` and its relatives through pointers whose types the verifier knows (BTF tracepoints,
-//! fentry/fexit). A load that faults yields zero (kernel: bpf_convert_ctx_accesses, BPF_PROBE_MEM).
+//! Fields of `struct sock` and its relatives. How they are reached, and where a socket's state lies, depends on the kind
+//! of program: `access`.
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock};
-
+use crate::access;
+pub use crate::access::load;
 use crate::offsets as off;
 
 pub const AF_UNIX: u16 = 1;
@@ -12,19 +12,9 @@ const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const O_NONBLOCK: u32 = 0o4000;
 
-/// A `struct sock *` that came as an argument the verifier trusts.
+/// A `struct sock *`.
 #[derive(Clone, Copy)]
 pub struct Sock(pub *const u8);
-
-/// Loads a field.
-///
-/// # Safety
-/// `base` is a pointer the verifier knows as BTF-typed, and `offset` lies within that type.
-#[inline(always)]
-pub unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
-    // SAFETY: see above; alignment is the kernel's own.
-    unsafe { *base.add(offset).cast::<T>() }
-}
 
 impl Sock {
     /// Address family (`AF_*`).
@@ -128,26 +118,20 @@ impl Sock {
     /// first on this connection in that direction.
     #[inline(always)]
     pub fn tcp(self) -> Option<Tcp> {
-        // SAFETY: the helper checks that it is a TCP socket.
-        let tp = unsafe { bpf_skc_to_tcp_sock(self.0.cast_mut().cast()) } as *const u8;
-        if tp.is_null() {
-            return None;
-        }
-        Some(Tcp(tp))
+        let tp = access::tcp_sock(self);
+        (!tp.is_null()).then_some(Tcp(tp))
     }
 
     /// The other end of a unix socket.
     #[inline(always)]
     pub fn unix_peer(self) -> Option<Sock> {
-        // SAFETY: the helper checks that it is a unix socket; unix_sock.peer.
-        unsafe {
-            let unix = bpf_skc_to_unix_sock(self.0.cast_mut().cast()) as *const u8;
-            if unix.is_null() {
-                return None;
-            }
-            let peer: *const u8 = load(unix, off::unix_peer());
-            (!peer.is_null()).then_some(Sock(peer))
+        let unix = access::unix_sock(self);
+        if unix.is_null() {
+            return None;
         }
+        // SAFETY: unix_sock.peer.
+        let peer: *const u8 = unsafe { load(unix, off::unix_peer()) };
+        (!peer.is_null()).then_some(Sock(peer))
     }
 
     /// Its file has been closed.
@@ -156,13 +140,6 @@ impl Sock {
         // SAFETY: sock.sk_socket.
         let socket: *const u8 = unsafe { load(self.0, off::sk_socket()) };
         socket.is_null()
-    }
-
-    /// [`bpf_get_socket_cookie`].
-    #[inline(always)]
-    pub fn cookie(self) -> u64 {
-        // SAFETY: a socket pointer the verifier knows.
-        unsafe { bpf_get_socket_cookie(self.0.cast_mut().cast()) }
     }
 }
 

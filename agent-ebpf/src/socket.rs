@@ -1,7 +1,6 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_sk_storage_get};
-use core::ffi::c_void;
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use spanwire_common::abi::{cause, family, flag, outcome, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 
@@ -10,21 +9,19 @@ use spanwire_common::protocol::http1::{phase, Framing};
 use crate::call::{describe, now, Buffer};
 use crate::count::{cost, count};
 use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
-use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS, SOCKETS};
+use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING,
     SOCK_INHERITED, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{arch, before, engine, opaque, seen, unit, wire};
+use crate::{access, arch, engine, opaque, seen, unit, wire};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
 const MSG_TRUNC: u32 = 0x20;
 const MSG_DONTWAIT: u32 = 0x40;
 const MSG_ERRQUEUE: u32 = 0x2000;
-
-pub const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 
 /// TCP states (include/net/tcp_states.h).
 const TCP_SYN_SENT: i32 = 2;
@@ -46,11 +43,19 @@ pub struct Hook {
     slot: u32,
 }
 
+#[cfg_attr(
+    feature = "untyped",
+    allow(
+        dead_code,
+        reason = "programs without preemption share an element for each direction"
+    )
+)]
 impl Hook {
     pub const RECEIVE: Self = Self::new(RX, slot::RECEIVE);
     pub const SEND: Self = Self::new(TX, slot::SEND);
     pub const TCP_RECVMSG: Self = Self::RECEIVE;
     pub const TCP_SENDMSG: Self = Self::SEND;
+    #[cfg(not(feature = "untyped"))]
     pub const TCP_SENDPAGE: Self = Self::new(TX, slot::TCP_PAGE);
     pub const UNIX_RECVMSG: Self = Self::new(RX, slot::UNIX_RECEIVE);
     pub const UNIX_SENDMSG: Self = Self::new(TX, slot::UNIX_SEND);
@@ -61,25 +66,10 @@ impl Hook {
     }
 }
 
-/// State of a socket, if it has any.
-#[inline(always)]
-pub fn storage(sk: Sock, flags: u64) -> *mut SockState {
-    // SAFETY: a trusted socket pointer; a null value means zeroes.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast::<c_void>(),
-            sk.0.cast_mut().cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-    }
-    .cast()
-}
-
 /// Begins to follow a socket.
 #[inline(always)]
 fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first: bool) -> *mut SockState {
-    let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
+    let state = access::make_state(sk);
     if state.is_null() {
         count(KernelCounter::StateFull);
         return state;
@@ -89,7 +79,7 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
     new.cookie = call.cookie;
     if socket_family == AF_UNIX {
         new.flags |= SOCK_UNIX;
-        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_marked(sk) {
+        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || access::is_marked(sk) {
             new.flags |= SOCK_LATE;
         }
     } else if !first {
@@ -127,14 +117,17 @@ fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
 }
 
 /// What only a call whose bytes are looked at needs.
-#[inline(always)]
-fn locate(sk: Sock, call: &mut Call, socket_family: u16) {
-    call.cookie = sk.cookie();
+///
+/// verifier: where fields are read through the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
+fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
+    call.cookie = cookie;
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
     if socket_family == AF_UNIX {
         // No address; the record names the other end by its cookie.
-        call.remote_addr = [sk.unix_peer().map_or(0, Sock::cookie), 0];
+        call.remote_addr = [sk.unix_peer().map_or(0, access::peer_cookie), 0];
     }
 }
 
@@ -172,12 +165,8 @@ fn lose(state: &mut SockState, scratch: *mut Scratch) {
 
 /// Wire key of a unix stream: the receiving socket and the byte's position in it. `position` is the call's first byte's.
 #[inline(always)]
-fn number_unix(call: &mut Call, position: u32, late: bool) {
-    let receiver = if call.direction == RX {
-        call.cookie
-    } else {
-        call.remote_addr[0]
-    };
+fn number_unix(sk: Sock, call: &mut Call, position: u32, late: bool) {
+    let receiver = access::receiver(sk, call);
     if receiver == 0 || late {
         return;
     }
@@ -213,7 +202,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         }
         return;
     }
-    let state = storage(sk, 0);
+    let state = access::state(sk);
     if state.is_null() {
         if len > 0 {
             first_call(sk, settings, socket_family, len as u32, flags, hook);
@@ -252,11 +241,11 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
     let call = unsafe { &mut (*scratch).call };
     call.slot = hook.slot as u8;
     identify(sk, call, socket_family, direction);
-    locate(sk, call, socket_family);
+    locate(sk, call, socket_family, known.cookie);
     if socket_family == AF_UNIX {
         // The position was moved past this call above.
         let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
-        number_unix(call, first, known.flags & SOCK_LATE != 0);
+        number_unix(sk, call, first, known.flags & SOCK_LATE != 0);
     } else {
         number(sk, call, &mut known.position, len as u32);
         if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
@@ -303,7 +292,7 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    locate(sk, call, socket_family);
+    locate(sk, call, socket_family, access::cookie(sk, socket_family));
     let mut position = [0; 2];
     let first =
         socket_family != AF_UNIX && number(sk, call, &mut position, len) && seen::is_untouched(sk, call, position);
@@ -320,7 +309,7 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     // SAFETY: non-null: a whole state.
     let new = unsafe { &mut *state };
     if socket_family == AF_UNIX {
-        number_unix(call, 0, new.flags & SOCK_LATE != 0);
+        number_unix(sk, call, 0, new.flags & SOCK_LATE != 0);
         position[(direction & 1) as usize] = len;
     }
     new.position = position;
@@ -423,7 +412,7 @@ fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, element: u
         return;
     }
     identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family);
+    locate(sk, call, socket_family, state.cookie);
     let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
     } else {
@@ -444,14 +433,14 @@ fn end_peer(sk: Sock, scratch: *mut Scratch, role: u8, point: u32) {
     if !peer.is_orphan() {
         return;
     }
-    let state = storage(peer, 0);
+    let state = access::state(peer);
     if state.is_null() {
         return;
     }
     // SAFETY: whole objects.
     let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
     if state.role == role && state.exchange.state & EX_OPEN != 0 {
-        locate(peer, call, AF_UNIX);
+        locate(peer, call, AF_UNIX, state.cookie);
         engine::finish_all(state, scratch, point);
     }
 }
@@ -462,7 +451,7 @@ fn broken(sk: Sock, hook: Hook) {
     if sk.family() != AF_UNIX || !sk.is_stream(AF_UNIX) {
         return;
     }
-    let state = storage(sk, 0);
+    let state = access::state(sk);
     if state.is_null() {
         return;
     }
@@ -473,8 +462,60 @@ fn broken(sk: Sock, hook: Hook) {
     let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
     if state.flags & SOCK_OPAQUE == 0 && state.exchange.state & EX_OPEN != 0 {
         identify(sk, call, AF_UNIX, hook.direction);
-        locate(sk, call, AF_UNIX);
+        locate(sk, call, AF_UNIX, state.cookie);
         engine::finish_all(state, scratch, RESPONSE_RESET);
+    }
+}
+
+/// A call on a unix socket has passed unseen.
+#[cfg(feature = "untyped")]
+#[inline(always)]
+pub fn missed(sk: Sock, element: u32) {
+    let state = access::state(sk);
+    if state.is_null() {
+        return;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
+        return;
+    };
+    // SAFETY: whole objects; as in `on_call`.
+    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+    if state.flags & (SOCK_OPAQUE | SOCK_UNIX) == SOCK_UNIX {
+        call.slot = element as u8;
+        identify(sk, call, AF_UNIX, RX);
+        locate(sk, call, AF_UNIX, state.cookie);
+        lose(state, scratch);
+        state.flags |= SOCK_UNIX;
+    }
+}
+
+/// The sweep has come to a unix socket that has been closed: what is open on it will not go on. Its state stays a while,
+/// for the other end may still ask for it.
+#[cfg(feature = "untyped")]
+#[inline(always)]
+pub fn sweep_closed(sk: Sock) {
+    let state = access::state(sk);
+    if state.is_null() {
+        return;
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
+        return;
+    };
+    // SAFETY: whole objects; an element that belongs to this walk.
+    let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+    if known.flags & SOCK_OPAQUE != 0 {
+        opaque::end(known.cookie);
+    } else if known.exchange.state & EX_OPEN != 0 || known.queued != 0 {
+        call.slot = slot::SWEEP as u8;
+        identify(sk, call, AF_UNIX, RX);
+        locate(sk, call, AF_UNIX, known.cookie);
+        engine::finish_all(known, scratch, RESPONSE_CLOSED);
+    }
+    // SAFETY: a static of this program, set before the load.
+    if u32::from(known.idle_sweeps) < unsafe { core::ptr::read_volatile(&raw const OVERDUE_SWEEPS) } {
+        known.idle_sweeps += 1;
+    } else {
+        access::ends(sk);
     }
 }
 
@@ -485,7 +526,7 @@ static OVERDUE_SWEEPS: u32 = 0;
 /// User space's sweep has come to this socket: what has waited for longer than the deadline is told now.
 #[inline(always)]
 pub fn sweep(sk: Sock) {
-    let state = storage(sk, 0);
+    let state = access::state(sk);
     if state.is_null() {
         return;
     }
@@ -518,7 +559,7 @@ pub fn sweep(sk: Sock) {
     // SAFETY: an element that belongs to this walk.
     let call = unsafe { &mut (*scratch).call };
     identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family);
+    locate(sk, call, socket_family, state.cookie);
     engine::overdue(state, scratch);
 }
 
@@ -556,7 +597,7 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
         // SAFETY: a whole object.
         return connect_begins(sk, unsafe { &mut (*scratch).call });
     }
-    let state = storage(sk, 0);
+    let state = access::state(sk);
     if state.is_null() {
         return;
     }
@@ -571,7 +612,7 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     let socket_family = sk.family();
     if old == TCP_SYN_SENT && known.flags & SOCK_CONNECTING != 0 {
         identify(sk, call, socket_family, TX);
-        locate(sk, call, socket_family);
+        locate(sk, call, socket_family, known.cookie);
         return connect_fails(sk, known, call);
     }
     if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
@@ -585,7 +626,7 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
         return;
     }
     identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family);
+    locate(sk, call, socket_family, known.cookie);
     call.errno = sk.error();
     let point = if known.role == ROLE_SERVER && known.framing[TX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
@@ -603,7 +644,7 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
 /// nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
 #[inline(always)]
 pub fn on_destroy(sk: Sock) {
-    let state = storage(sk, 0);
+    let state = access::state(sk);
     if state.is_null() {
         return;
     }
@@ -633,8 +674,8 @@ fn connect_begins(sk: Sock, call: &mut Call) {
     }
     let provisional = call.class == ProcessClass::Unclassified as u8;
     call.class = class_or_name(u32::from(call.class)) as u8;
-    locate(sk, call, socket_family);
-    let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
+    locate(sk, call, socket_family, access::cookie(sk, socket_family));
+    let state = access::make_state(sk);
     if state.is_null() {
         return count(KernelCounter::StateFull);
     }

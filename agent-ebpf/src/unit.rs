@@ -156,9 +156,17 @@ pub fn close(exchange: &Exchange, answered: bool) {
 /// caused the upstream exchange. `span_id` 0 (a socket that is not understood): it works for nobody we know.
 #[inline(always)]
 pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
-    if !is_nginx(class) {
-        return;
+    if is_nginx(class) {
+        receive(exchange, thread, known);
     }
+}
+
+/// As [`received`], for nginx.
+///
+/// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
+fn receive(exchange: &Exchange, thread: u64, known: bool) {
     let server = exchange.side == ROLE_SERVER;
     cost(KernelCounter::MapOperations);
     let Some(entry) = UNITS.get_ptr_mut(&thread) else {

@@ -13,6 +13,28 @@ pub(crate) const BPF_TARGET: &str = "bpfel-unknown-none";
 /// Pinned: the linker decides what the verifier gets to see.
 pub(crate) const BPF_LINKER_VERSION: &str = "0.13.0";
 
+/// One of the objects that the kernel side is built into.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EbpfObject {
+    /// What cargo is told besides.
+    pub(crate) arguments: &'static [&'static str],
+    /// The variable by which the agent finds it.
+    pub(crate) variable: &'static str,
+}
+
+/// Programs whose arguments have types (BTF tracepoints, fexit), and those whose arguments are bare addresses (kprobes,
+/// tracepoints of system calls).
+pub(crate) const EBPF_OBJECTS: [EbpfObject; 2] = [
+    EbpfObject {
+        arguments: &[],
+        variable: "SPANWIRE_EBPF_TYPED",
+    },
+    EbpfObject {
+        arguments: &["--features", "untyped"],
+        variable: "SPANWIRE_EBPF_UNTYPED",
+    },
+];
+
 /// A rustc that can compile for [`BPF_TARGET`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct BpfRustc {

@@ -1,15 +1,29 @@
-//! Walks that user space asks for (kernel/bpf/task_iter.c, net/core/bpf_sk_storage.c). They run in the agent's own
-//! context, and read nothing that the other hooks do not keep.
+//! Walks that user space asks for (kernel/bpf/task_iter.c, net/core/bpf_sk_storage.c, kernel/bpf/map_iter.c). They run in
+//! the agent's own context, and read nothing that the other hooks do not keep.
 
 use aya_ebpf::helpers::generated::bpf_sock_from_file;
 
-use crate::sk::{load, Sock};
-use crate::{before, offsets as off, socket};
+use crate::sk::{load, Sock, AF_UNIX};
+use crate::{access, offsets as off, socket};
 
 /// `struct bpf_iter__task_file`: meta, task, fd, file.
 const TASK_FILE_FILE: usize = 24;
 /// `struct bpf_iter__bpf_sk_storage_map`: meta, map, sk, value.
+#[cfg(not(feature = "untyped"))]
 const SK_STORAGE_SK: usize = 16;
+/// `struct bpf_iter__bpf_map_elem`: meta, map, key, value.
+#[cfg(feature = "untyped")]
+const MAP_ELEM_KEY: usize = 16;
+
+/// A pointer in a walk's context.
+///
+/// # Safety
+/// The context is the program's own, with a pointer at `offset`.
+#[inline(always)]
+unsafe fn context(ctx: *const u8, offset: usize) -> *const u8 {
+    // SAFETY: see above.
+    unsafe { *ctx.add(offset).cast::<*const u8>() }
+}
 
 /// iter/task_file: marks the unix sockets that are older than the agent. Both ends of a TCP connection tell from their
 /// sequence numbers how much has passed; unix sockets keep no such count.
@@ -20,19 +34,19 @@ const SK_STORAGE_SK: usize = 16;
 #[link_section = "iter/task_file"]
 pub unsafe extern "C" fn mark_old_sockets(ctx: *const u8) -> i32 {
     // SAFETY: bpf_iter__task_file.file.
-    let file: *mut u8 = unsafe { load(ctx, TASK_FILE_FILE) };
+    let file = unsafe { context(ctx, TASK_FILE_FILE) };
     if file.is_null() {
         return 0;
     }
     // SAFETY: a file the kernel holds; null if it is no socket.
-    let socket = unsafe { bpf_sock_from_file(file.cast()) } as *const u8;
+    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) } as *const u8;
     if socket.is_null() {
         return 0;
     }
     // SAFETY: socket.sk.
-    let sk: *const u8 = unsafe { load(socket, off::socket_sk()) };
-    if !sk.is_null() {
-        before::mark(Sock(sk));
+    let sk = Sock(unsafe { load(socket, off::socket_sk()) });
+    if !sk.0.is_null() && sk.family() == AF_UNIX && sk.is_stream(AF_UNIX) {
+        access::mark(sk);
     }
     0
 }
@@ -41,13 +55,37 @@ pub unsafe extern "C" fn mark_old_sockets(ctx: *const u8) -> i32 {
 ///
 /// # Safety
 /// As above.
+#[cfg(not(feature = "untyped"))]
 #[no_mangle]
 #[link_section = "iter/bpf_sk_storage_map"]
 pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
     // SAFETY: bpf_iter__bpf_sk_storage_map.sk.
-    let sk: *const u8 = unsafe { load(ctx, SK_STORAGE_SK) };
+    let sk = unsafe { context(ctx, SK_STORAGE_SK) };
     if !sk.is_null() {
         socket::sweep(Sock(sk));
+    }
+    0
+}
+
+/// iter/bpf_map_elem over SOCKETS: the same, and forgets unix sockets that are gone.
+///
+/// # Safety
+/// As above.
+#[cfg(feature = "untyped")]
+#[no_mangle]
+#[link_section = "iter/bpf_map_elem"]
+pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
+    // SAFETY: bpf_iter__bpf_map_elem.key.
+    let key = unsafe { context(ctx, MAP_ELEM_KEY) };
+    if key.is_null() {
+        return 0;
+    }
+    // SAFETY: a key of SOCKETS: a socket's address.
+    let sk = Sock(unsafe { *key.cast::<*const u8>() });
+    if access::is_closed(sk) {
+        socket::sweep_closed(sk);
+    } else {
+        socket::sweep(sk);
     }
     0
 }

@@ -4,22 +4,31 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::sk::Sock;
-use crate::socket;
+use crate::{access, socket};
+
+/// TCP states (include/net/tcp_states.h).
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_SYN_RECV: i32 = 3;
 
 /// tp_btf/tcp_destroy_sock (include/trace/events/tcp.h): a socket whose connect failed changes its state no more when
 /// its owner closes it.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    let sk: *const u8 = ctx.arg(0);
-    socket::on_destroy(Sock(sk));
+    let sk = access::sock(ctx.arg(0));
+    socket::on_destroy(sk);
+    access::ends(sk);
     0
 }
 
 /// A change of state: `(const struct sock *, const int old, const int new)`.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
-    let (sk, old, new): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
-    socket::on_state(Sock(sk), old, new);
+    let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    let sk = access::sock(ctx.arg(0));
+    if new == TCP_SYN_SENT || (old == TCP_SYN_RECV && new == TCP_ESTABLISHED) {
+        access::begins(sk);
+    }
+    socket::on_state(sk, old, new);
     0
 }

@@ -1,11 +1,17 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
-use aya::programs::{FExit, Program, ProgramError};
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::programs::{FExit, KProbe, Program, ProgramError, TracePoint};
 use aya::{Btf as AyaBtf, Ebpf};
 use thiserror::Error;
 
+use super::bpf::{attach_perf, PerfTarget};
 use super::btf::Btf;
+use super::kernel::{refused, KernelError};
+use super::object::Object;
+use super::tracefs::Tracefs;
 
 /// Hooks that every family is used with, in the order they are attached: what forgets comes before what remembers.
 pub const ALWAYS: [&str; 5] = [
@@ -23,6 +29,10 @@ pub enum Family {
     TpBtf,
     /// fexit on the protocols' own functions, where they have the parameters that the programs expect.
     Fexit,
+    /// kprobes on the same functions.
+    Kprobe,
+    /// Tracepoints of the system calls.
+    Syscalls,
 }
 
 /// A program, and the parameters that it takes its function to have.
@@ -56,7 +66,7 @@ const FEXIT: [Hook; 6] = [
 pub enum HooksError {
     /// `SPANWIRE_HOOKS` names none.
     #[error(
-        "SPANWIRE_HOOKS: expected one of tp_btf, fexit, got {0:?} (kprobe and system-call tracepoints are not built yet)"
+        "SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, got {0:?}"
     )]
     Unknown(String),
     /// A function is not there, or is another one.
@@ -71,13 +81,38 @@ pub enum HooksError {
 
 impl Family {
     /// The best first.
-    pub const ALL: [Self; 2] = [Self::TpBtf, Self::Fexit];
+    pub const ALL: [Self; 4] = [Self::TpBtf, Self::Fexit, Self::Kprobe, Self::Syscalls];
 
     /// As it is named in the answer of `/api/status` and in `SPANWIRE_HOOKS`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TpBtf => "tp_btf",
             Self::Fexit => "fexit",
+            Self::Kprobe => "kprobe",
+            Self::Syscalls => "syscalls",
+        }
+    }
+
+    /// What of the family's programs cannot see, for people; empty where it sees every call.
+    pub const fn gaps(self) -> &'static [&'static str] {
+        match self {
+            Self::TpBtf | Self::Fexit => &[],
+            Self::Kprobe => &[
+                "sends, and calls on unix sockets, are missed where more of them wait at once than the kernel has places \
+                 for (two a CPU, ten at least)",
+            ],
+            Self::Syscalls => &[
+                "calls made by io_uring are not seen and not counted",
+                "32-bit programs are not seen and not counted",
+            ],
+        }
+    }
+
+    /// Which object has its programs.
+    pub(super) const fn object(self) -> Object {
+        match self {
+            Self::TpBtf | Self::Fexit => Object::Typed,
+            Self::Kprobe | Self::Syscalls => Object::Untyped,
         }
     }
 
@@ -107,6 +142,8 @@ impl Family {
         match self {
             Self::TpBtf => Ok(vec!["sock_recv_length", "sock_send_length"]),
             Self::Fexit => fexit_hooks(|name| types.parameters(name)),
+            Self::Kprobe => Ok(kprobe_hooks(|name| types.parameters(name).is_some())),
+            Self::Syscalls => Ok(SYSCALLS.iter().map(|(program, _)| *program).collect()),
         }
     }
 }
@@ -131,6 +168,52 @@ fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'stati
     Ok(names)
 }
 
+/// Programs of kprobes and the functions they are put on. Ends of calls before their beginnings: what a beginning has
+/// noted finds its end.
+const KPROBES: [(&str, &str); 12] = [
+    ("tcp_cleanup_rbuf", "tcp_cleanup_rbuf"),
+    ("return_unix_stream_recvmsg", "unix_stream_recvmsg"),
+    ("return_tcp_sendmsg", "tcp_sendmsg"),
+    ("return_unix_stream_sendmsg", "unix_stream_sendmsg"),
+    ("return_tcp_sendpage", "tcp_sendpage"),
+    ("return_unix_stream_sendpage", "unix_stream_sendpage"),
+    ("enter_tcp_recvmsg", "tcp_recvmsg"),
+    ("enter_unix_stream_recvmsg", "unix_stream_recvmsg"),
+    ("enter_tcp_sendmsg", "tcp_sendmsg"),
+    ("enter_unix_stream_sendmsg", "unix_stream_sendmsg"),
+    ("enter_tcp_sendpage", "tcp_sendpage"),
+    ("enter_unix_stream_sendpage", "unix_stream_sendpage"),
+];
+
+/// All but those on functions that later kernels do not have, and do not need.
+fn kprobe_hooks(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    KPROBES
+        .into_iter()
+        .filter(|(_, function)| !function.ends_with("sendpage") || exists(function))
+        .map(|(program, _)| program)
+        .collect()
+}
+
+/// Index of the flags among the parameters of `tcp_recvmsg`: 5.19 dropped the one before them, later kernels the one after.
+pub(super) fn recvmsg_flags(types: &Btf) -> u32 {
+    match types.parameters("tcp_recvmsg") {
+        Some(6) => 4,
+        _ => 3,
+    }
+}
+
+const RECEIVING: [&str; 6] = ["read", "readv", "preadv2", "recvfrom", "recvmsg", "recvmmsg"];
+const SENDING: [&str; 8] = [
+    "write", "writev", "pwritev2", "sendto", "sendmsg", "sendmmsg", "sendfile64", "splice",
+];
+
+/// Programs of system calls, each with the tracepoints it is put on: the end of the name, and the calls.
+const SYSCALLS: [(&str, &[&[&str]]); 3] = [
+    ("sys_exit_receive", &[&RECEIVING]),
+    ("sys_exit_send", &[&SENDING]),
+    ("sys_enter", &[&RECEIVING, &SENDING]),
+];
+
 /// Loads a program of any family.
 ///
 /// # Errors
@@ -139,20 +222,46 @@ pub fn load(ebpf: &mut Ebpf, name: &'static str, types: &AyaBtf) -> Result<(), P
     match ebpf.program_mut(name) {
         Some(Program::BtfTracePoint(program)) => program.load(name, types),
         Some(Program::FExit(program)) => FExit::load(program, name, types),
+        Some(Program::KProbe(program)) => KProbe::load(program),
+        Some(Program::TracePoint(program)) => TracePoint::load(program),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
-/// Attaches a loaded program.
+/// Attaches a loaded program. What is returned has to be kept as long as it is to stay so.
 ///
 /// # Errors
 /// The kernel's.
-pub fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<(), ProgramError> {
-    match ebpf.program_mut(name) {
+pub fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<OwnedFd>, KernelError> {
+    let attached = match ebpf.program_mut(name) {
         Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
         Some(Program::FExit(program)) => program.attach().map(drop),
+        Some(Program::KProbe(program)) => {
+            let function = KPROBES.iter().find(|(program, _)| *program == name);
+            program.attach(function.map_or(name, |(_, function)| function), 0).map(drop)
+        }
+        Some(Program::TracePoint(program)) => return attach_syscalls(program, name),
         _ => Err(ProgramError::UnexpectedProgramType),
+    };
+    attached.map(|()| Vec::new()).map_err(refused(name))
+}
+
+/// Puts a program on the tracepoints of its system calls.
+fn attach_syscalls(program: &TracePoint, name: &'static str) -> Result<Vec<OwnedFd>, KernelError> {
+    let side = if name == "sys_enter" { "sys_enter" } else { "sys_exit" };
+    let refused_by_kernel = |refusal| KernelError::Tracepoint { name, refusal };
+    let program = program.fd().map_err(refused(name))?;
+    let tracefs = Tracefs::open().map_err(refused_by_kernel)?;
+    let calls = SYSCALLS.iter().find(|(program, _)| *program == name);
+    let calls = calls.map_or(&[][..], |(_, calls)| calls);
+    let mut links = Vec::new();
+    for call in calls.iter().copied().flatten() {
+        let id = tracefs
+            .id("syscalls", &format!("{side}_{call}"))
+            .map_err(refused_by_kernel)?;
+        links.push(attach_perf(program.as_fd(), PerfTarget::Tracepoint(id)).map_err(refused_by_kernel)?);
     }
+    Ok(links)
 }
 
 /// Detaches a program and lets the kernel forget it.
@@ -161,6 +270,8 @@ pub fn unload(ebpf: &mut Ebpf, name: &'static str) {
     let _ = match ebpf.program_mut(name) {
         Some(Program::BtfTracePoint(program)) => program.unload(),
         Some(Program::FExit(program)) => program.unload(),
+        Some(Program::KProbe(program)) => program.unload(),
+        Some(Program::TracePoint(program)) => program.unload(),
         _ => Ok(()),
     };
 }
@@ -200,14 +311,21 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_is_not_built_is_refused_by_name() {
+    fn kprobes_leave_out_what_later_kernels_do_not_have() {
+        assert_eq!(kprobe_hooks(|_| true).len(), KPROBES.len());
+        let later = kprobe_hooks(|function| !function.ends_with("sendpage"));
+        assert_eq!(later.len(), 8);
+        assert!(later.iter().all(|program| !program.ends_with("sendpage")));
+        let first_entry = later.iter().position(|program| program.starts_with("enter")).unwrap();
+        assert!(later[first_entry..].iter().all(|program| program.starts_with("enter")));
+    }
+
+    #[test]
+    fn families_are_known_by_name() {
         for family in Family::ALL {
             assert_eq!(Family::named(family.name()).unwrap(), family);
         }
-        let refusal = Family::named("kprobe").unwrap_err().to_string();
-        assert!(
-            refusal.contains("\"kprobe\"") && refusal.contains("not built yet"),
-            "{refusal}"
-        );
+        let refusal = Family::named("uprobe").unwrap_err().to_string();
+        assert!(refusal.contains("\"uprobe\"") && refusal.contains("kprobe, syscalls"), "{refusal}");
     }
 }

@@ -3,23 +3,20 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::Iter;
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
+use aya::Ebpf;
 use spanwire_common::abi;
 use spanwire_common::drop::KERNEL_COUNTERS;
 use thiserror::Error;
 
 use super::bpf::{self, one_line};
-use super::btf::{self, Btf, BtfError};
+use super::btf::BtfError;
 use super::hooks::{self, Family, HooksError, ALWAYS};
+pub use super::object::Options;
+use super::object::{Loader, Object};
 use super::pod;
-
-/// The kernel side, built by build.rs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_OBJECT"));
 
 /// Why the kernel side could not be brought up.
 #[derive(Debug, Error)]
@@ -44,8 +41,16 @@ pub enum KernelError {
     /// The family asked for is none.
     #[error(transparent)]
     Hooks(#[from] HooksError),
+    /// A tracepoint of a system call could not be had.
+    #[error("program {name}: {refusal}")]
+    Tracepoint {
+        /// The program.
+        name: &'static str,
+        /// What the kernel said.
+        refusal: bpf::Refusal,
+    },
     /// The kernel took no family of hooks.
-    #[error("no family of socket hooks works (kprobe and system-call tracepoints are not built yet): {0}")]
+    #[error("no family of socket hooks works: {0}")]
     NoFamily(String),
     /// A walk over the kernel's objects failed.
     #[error("walk {name}: {refusal}")]
@@ -69,7 +74,7 @@ pub enum KernelError {
 }
 
 /// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -91,77 +96,6 @@ fn refused_because(error: &str) -> String {
     complaint
 }
 
-/// What the programs are told before they are loaded.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Bytes of each CPU's ring; a power of two and a multiple of the page size.
-    pub ring_bytes: u32,
-    /// Connections to have room for in the tables that are kept by connection.
-    pub connections: u32,
-    /// Some selector names a port.
-    pub port_selectors: bool,
-    /// How long an exchange may go without a byte before it is overdue; told within [`SWEEP_NS`] after.
-    pub deadline_ns: u64,
-    /// Count what an exchange costs (user reads, clock reads, ...): benchmarks only.
-    pub count_costs: bool,
-}
-
-/// The maps that grow with the number of connections, and their sizes for so many. At 65,536 they are what maps.rs says.
-/// TCP sockets themselves need none: their state lies in the socket.
-fn tables(connections: u32) -> [(&'static str, u32); 5] {
-    // A map that gives way to the newest keeps some entries of each CPU aside: a smaller one would forget too soon.
-    let share = |divisor: u32| (connections / divisor).max(512);
-    [
-        ("WIRES", connections.max(1_024)),
-        ("INBOUND", share(4)),
-        ("CARRY", share(32)),
-        ("OPAQUE_TURNS", share(32)),
-        ("PIPELINE", share(64)),
-    ]
-}
-
-const OFFSETS: [(&str, &str, &str); 27] = [
-    ("OFF_SK_FAMILY", "sock", "skc_family"),
-    ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
-    ("OFF_SK_DADDR", "sock", "skc_daddr"),
-    ("OFF_SK_V6_RCV_SADDR", "sock", "skc_v6_rcv_saddr"),
-    ("OFF_SK_V6_DADDR", "sock", "skc_v6_daddr"),
-    ("OFF_SK_NUM", "sock", "skc_num"),
-    ("OFF_SK_DPORT", "sock", "skc_dport"),
-    ("OFF_SK_NET", "sock", "skc_net"),
-    ("OFF_SK_TYPE", "sock", "sk_type"),
-    ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
-    ("OFF_SK_SOCKET", "sock", "sk_socket"),
-    ("OFF_SK_ERR", "sock", "sk_err"),
-    ("OFF_SOCKET_FILE", "socket", "file"),
-    ("OFF_SOCKET_SK", "socket", "sk"),
-    ("OFF_FILE_FLAGS", "file", "f_flags"),
-    ("OFF_NET_INUM", "net", "ns"),
-    ("OFF_TP_WRITE_SEQ", "tcp_sock", "write_seq"),
-    ("OFF_TP_COPIED_SEQ", "tcp_sock", "copied_seq"),
-    ("OFF_TP_RCV_NXT", "tcp_sock", "rcv_nxt"),
-    ("OFF_TP_SND_UNA", "tcp_sock", "snd_una"),
-    ("OFF_TP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
-    ("OFF_TP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
-    ("OFF_UNIX_PEER", "unix_sock", "peer"),
-    ("OFF_TASK_PID", "task_struct", "pid"),
-    ("OFF_TASK_TGID", "task_struct", "tgid"),
-    ("OFF_TASK_REAL_PARENT", "task_struct", "real_parent"),
-    ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
-];
-
-const STRUCTS: [&str; 9] = [
-    "sock",
-    "socket",
-    "file",
-    "net",
-    "ns_common",
-    "tcp_sock",
-    "unix_sock",
-    "task_struct",
-    "linux_binprm",
-];
-
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` reads.
 pub fn monotonic_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC)
@@ -181,10 +115,26 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
 
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
-    ebpf: Ebpf,
+    loaded: Loaded,
+    options: Options,
+    /// What the readers read, for another object should one be needed.
+    rings: Vec<MapData>,
     attached: Vec<&'static str>,
-    chosen: Chosen,
+    /// Attachments that aya does not keep.
+    links: Vec<OwnedFd>,
     old_sockets_marked: bool,
+}
+
+/// An object, and the family whose programs are loaded from it.
+struct Loaded {
+    ebpf: Ebpf,
+    object: Object,
+    family: Family,
+    hooks: Vec<&'static str>,
+    /// What is left to try, should it not attach.
+    rest: VecDeque<Family>,
+    /// Why the ones before it are not used.
+    refusals: Vec<String>,
 }
 
 impl Kernel {
@@ -193,57 +143,19 @@ impl Kernel {
     /// # Errors
     /// [`KernelError`], naming what the kernel refused.
     pub fn load(options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
-        let types = Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?;
-        let mut offsets = Vec::with_capacity(OFFSETS.len());
-        for (global, structure, field) in OFFSETS {
-            let mut offset = types.offset(structure, field)?;
-            if field == "ns" {
-                offset += types.offset("ns_common", "inum")?;
-            }
-            offsets.push((global, offset));
-        }
-        let overdue_sweeps = options.deadline_ns.div_ceil(SWEEP_NS) as u32;
-        let port_selectors = u32::from(options.port_selectors);
-        let count_costs = u32::from(options.count_costs);
-        let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))? as u32;
-        let aya_btf = AyaBtf::from_sys_fs()?;
-        let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(aya::VerifierLogLevel::STATS);
-        loader.btf(Some(&aya_btf));
-        for (global, offset) in &offsets {
-            loader.override_global(global, offset, true);
-        }
-        loader.override_global("OVERDUE_SWEEPS", &overdue_sweeps, true);
-        loader.override_global("PORT_SELECTORS", &port_selectors, true);
-        loader.override_global("COUNT_COSTS", &count_costs, true);
-        loader.map_max_entries("RINGS", cpus);
-        for (table, entries) in tables(options.connections) {
-            loader.map_max_entries(table, entries);
-        }
-        let mut ebpf = loader.load(OBJECT)?;
-        let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
-        for name in ALWAYS {
-            hooks::load(&mut ebpf, name, &aya_btf).map_err(refused(name))?;
-        }
-        for (name, kind) in WALKS {
-            let walk: &mut Iter = ebpf
-                .program_mut(name)
-                .ok_or(KernelError::Missing(name))?
-                .try_into()
-                .map_err(refused(name))?;
-            // Nothing stands on these: what is lost without them, says the caller of the walk.
-            if let Err(error) = walk.load(kind, &aya_btf) {
-                tracing::debug!(name, error = one_line(&chain(&error)), "walk not loaded");
-            }
-        }
-        let chosen = choose(&mut ebpf, Family::to_try()?.into(), Vec::new(), (&types, &aya_btf))?;
+        let loader = Loader::new(options)?;
+        let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))?;
+        let (rings, readers) = make_rings(cpus, options.ring_bytes)?;
+        let loaded = Loaded::first(&loader, &rings)?;
         let kernel = Self {
-            ebpf,
+            loaded,
+            options,
+            rings,
             attached: Vec::new(),
-            chosen,
+            links: Vec::new(),
             old_sockets_marked: false,
         };
-        Ok((kernel, rings))
+        Ok((kernel, readers))
     }
 
     /// Attaches the hooks, in an order in which none sees what another should have prepared. A family that was loaded
@@ -252,21 +164,35 @@ impl Kernel {
     /// # Errors
     /// [`KernelError::Program`], [`KernelError::NoFamily`].
     pub fn attach(&mut self) -> Result<(), KernelError> {
-        self.attach_each(&ALWAYS)?;
         loop {
-            let hooks = self.chosen.hooks.clone();
+            if self.attached.is_empty() {
+                self.attach_each(&ALWAYS)?;
+            }
+            let hooks = self.loaded.hooks.clone();
             let Err(error) = self.attach_each(&hooks) else {
+                self.rings.clear();
                 return Ok(());
             };
-            for name in &hooks {
-                hooks::unload(&mut self.ebpf, name);
-            }
-            self.attached.retain(|name| !hooks.contains(name));
-            let (rest, mut refusals) = (self.chosen.rest.clone(), self.chosen.refusals.clone());
-            refusals.push(refusal(self.chosen.family, &error));
-            let types = Btf::load(Path::new(btf::VMLINUX), &[], &[])?;
-            self.chosen = choose(&mut self.ebpf, rest, refusals, (&types, &AyaBtf::from_sys_fs()?))?;
+            self.give_way(&error)?;
         }
+    }
+
+    /// The family that was loaded does not attach: takes the next.
+    fn give_way(&mut self, error: &KernelError) -> Result<(), KernelError> {
+        self.links.clear();
+        let hooks = std::mem::take(&mut self.loaded.hooks);
+        for name in &hooks {
+            hooks::unload(&mut self.loaded.ebpf, name);
+        }
+        self.attached.retain(|name| !hooks.contains(name));
+        self.loaded.refusals.push(refusal(self.loaded.family, error));
+        let before = self.loaded.object;
+        self.loaded.next(&Loader::new(self.options)?, &self.rings)?;
+        if self.loaded.object != before {
+            // They went with the object.
+            self.attached.clear();
+        }
+        Ok(())
     }
 
     /// Marks the unix sockets that are older than the agent; after [`Kernel::attach`], so that none is missed. From then
@@ -294,13 +220,13 @@ impl Kernel {
     }
 
     fn walk(&mut self, name: &'static str, map: Option<&'static str>) -> Result<(), KernelError> {
-        let program = self.ebpf.program(name).ok_or(KernelError::Missing(name))?;
+        let program = self.loaded.ebpf.program(name).ok_or(KernelError::Missing(name))?;
         let program = program.fd().map_err(refused(name))?;
         let map = match map {
             None => None,
-            Some(map) => match self.ebpf.map(map).ok_or(KernelError::Missing(map))? {
-                Map::SkStorage(data) => Some(data.fd().as_fd()),
-                _ => return Err(KernelError::Missing("socket storage")),
+            Some(map) => match self.loaded.ebpf.map(map).ok_or(KernelError::Missing(map))? {
+                Map::SkStorage(data) | Map::HashMap(data) => Some(data.fd().as_fd()),
+                _ => return Err(KernelError::Missing("states of sockets")),
             },
         };
         bpf::iterate(program.as_fd(), map).map_err(|refusal| KernelError::Walk { name, refusal })
@@ -308,7 +234,7 @@ impl Kernel {
 
     fn attach_each(&mut self, names: &[&'static str]) -> Result<(), KernelError> {
         for name in names {
-            hooks::attach(&mut self.ebpf, name).map_err(refused(name))?;
+            self.links.extend(hooks::attach(&mut self.loaded.ebpf, name)?);
             self.attached.push(name);
         }
         Ok(())
@@ -316,24 +242,25 @@ impl Kernel {
 
     /// Detaches every hook. Records already written stay in the rings.
     pub fn detach(&mut self) {
+        self.links.clear();
         for name in self.attached.drain(..) {
-            hooks::unload(&mut self.ebpf, name);
+            hooks::unload(&mut self.loaded.ebpf, name);
         }
     }
 
     /// Which family of hooks sees the sends and receives.
     pub fn family(&self) -> Family {
-        self.chosen.family
+        self.loaded.family
     }
 
     /// Why better families are not used; empty when the best is.
     pub fn refusals(&self) -> &[String] {
-        &self.chosen.refusals
+        &self.loaded.refusals
     }
 
     /// Instructions the verifier walked for each program, where the kernel tells (5.16+).
     pub fn verified(&self) -> Vec<(String, u32)> {
-        self.ebpf
+        self.loaded.ebpf
             .programs()
             .filter_map(|(name, program)| {
                 program
@@ -409,7 +336,7 @@ impl Kernel {
     /// Totals of the kernel side's counters, over all CPUs, indexed by `KernelCounter`.
     pub fn counters(&self) -> [u64; KERNEL_COUNTERS] {
         let mut totals = [0; KERNEL_COUNTERS];
-        let Some(map) = self.ebpf.map("COUNTERS") else {
+        let Some(map) = self.loaded.ebpf.map("COUNTERS") else {
             return totals;
         };
         let Ok(counters) = PerCpuArray::<_, u64>::try_from(map) else {
@@ -425,7 +352,7 @@ impl Kernel {
 
     /// Takes the opaque turns that have had no byte since `quiet_since_ns`.
     pub fn take_quiet_turns(&mut self, quiet_since_ns: u64) -> Vec<abi::OpaqueTurn> {
-        let Some(map) = self.ebpf.map_mut("OPAQUE_TURNS") else {
+        let Some(map) = self.loaded.ebpf.map_mut("OPAQUE_TURNS") else {
             return Vec::new();
         };
         let Ok(mut turns) = HashMap::<_, u64, pod::OpaqueTurn>::try_from(map) else {
@@ -446,7 +373,7 @@ impl Kernel {
 
     /// Takes what a client left on the wire, if its server has not.
     pub fn take_wire(&mut self, key: u64) -> Option<abi::WireValue> {
-        let mut wires = HashMap::<_, u64, pod::Wire>::try_from(self.ebpf.map_mut("WIRES")?).ok()?;
+        let mut wires = HashMap::<_, u64, pod::Wire>::try_from(self.loaded.ebpf.map_mut("WIRES")?).ok()?;
         let wire = wires.get(&key, 0).ok()?;
         // Gone by now: the server has taken it after all, and its record will say so.
         wires.remove(&key).ok()?;
@@ -454,64 +381,126 @@ impl Kernel {
     }
 
     fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
-        self.ebpf.map_mut(name).ok_or(KernelError::Missing(name))
+        self.loaded.ebpf.map_mut(name).ok_or(KernelError::Missing(name))
     }
 }
 
 /// How often [`Kernel::sweep`] is to be called.
 pub const SWEEP_NS: u64 = 5_000_000_000;
 
-/// Programs that walk, and over what.
-const WALKS: [(&str, &str); 2] = [
-    ("mark_old_sockets", "task_file"),
-    ("sweep_sockets", "bpf_sk_storage_map"),
-];
-
-fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
+pub(super) fn named(name: &'static str) -> impl Fn(aya::maps::MapError) -> KernelError {
     move |source| KernelError::Map {
         name,
         source: Box::new(source),
     }
 }
 
-fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError) -> KernelError {
+pub(super) fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError) -> KernelError {
     move |source| KernelError::Program {
         name,
         source: Box::new(source),
     }
 }
 
-/// The family in use, its programs loaded.
-struct Chosen {
-    family: Family,
-    hooks: Vec<&'static str>,
-    /// What is left to try, should it not attach.
-    rest: VecDeque<Family>,
-    /// Why the ones before it are not used.
-    refusals: Vec<String>,
-}
-
-/// Loads the programs of the first family that the kernel takes whole.
-fn choose(
-    ebpf: &mut Ebpf,
-    mut rest: VecDeque<Family>,
-    mut refusals: Vec<String>,
-    (types, aya_btf): (&Btf, &AyaBtf),
-) -> Result<Chosen, KernelError> {
-    while let Some(family) = rest.pop_front() {
-        match load_family(ebpf, family, types, aya_btf) {
-            Ok(hooks) => {
-                return Ok(Chosen {
-                    family,
-                    hooks,
-                    rest,
-                    refusals,
-                })
+impl Loaded {
+    /// Loads the programs of the first family that the kernel takes whole.
+    fn first(loader: &Loader, rings: &[MapData]) -> Result<Self, KernelError> {
+        let mut rest: VecDeque<Family> = Family::to_try()?.into();
+        let mut refusals = Vec::new();
+        loop {
+            let Some(object) = rest.front().map(|family| family.object()) else {
+                return Err(KernelError::NoFamily(refusals.join("; ")));
+            };
+            match loader.load(object, rings) {
+                Ok(ebpf) => {
+                    let mut loaded = Self {
+                        ebpf,
+                        object,
+                        family: Family::TpBtf,
+                        hooks: Vec::new(),
+                        rest,
+                        refusals,
+                    };
+                    loaded.next(loader, rings)?;
+                    return Ok(loaded);
+                }
+                Err(error) => rest.retain(|family| {
+                    let others = family.object() != object;
+                    if !others {
+                        refusals.push(refusal(*family, &error));
+                    }
+                    others
+                }),
             }
-            Err(error) => refusals.push(refusal(family, &error)),
         }
     }
-    Err(KernelError::NoFamily(refusals.join("; ")))
+
+    /// Loads the programs of the next family that the kernel takes.
+    fn next(&mut self, loader: &Loader, rings: &[MapData]) -> Result<(), KernelError> {
+        while let Some(family) = self.rest.pop_front() {
+            match self.prepare(family, loader, rings) {
+                Ok(hooks) => {
+                    (self.family, self.hooks) = (family, hooks);
+                    return Ok(());
+                }
+                Err(error) => self.refusals.push(refusal(family, &error)),
+            }
+        }
+        Err(KernelError::NoFamily(self.refusals.join("; ")))
+    }
+
+    fn prepare(
+        &mut self,
+        family: Family,
+        loader: &Loader,
+        rings: &[MapData],
+    ) -> Result<Vec<&'static str>, KernelError> {
+        let hooks = family.hooks(&loader.types)?;
+        if family.object() != self.object {
+            let mut ebpf = loader.load(family.object(), rings)?;
+            hand_over(&mut self.ebpf, &mut ebpf)?;
+            (self.ebpf, self.object) = (ebpf, family.object());
+        }
+        for name in &hooks {
+            if let Err(error) = hooks::load(&mut self.ebpf, name, &loader.aya_btf) {
+                for name in &hooks {
+                    hooks::unload(&mut self.ebpf, name);
+                }
+                return Err(refused(name)(error));
+            }
+        }
+        Ok(hooks)
+    }
+}
+
+/// What was set before the hooks were attached, for another object.
+fn hand_over(from: &mut Ebpf, to: &mut Ebpf) -> Result<(), KernelError> {
+    fn both<'a>(
+        from: &'a mut Ebpf,
+        to: &'a mut Ebpf,
+        name: &'static str,
+    ) -> Result<(&'a mut Map, &'a mut Map), KernelError> {
+        let old = from.map_mut(name).ok_or(KernelError::Missing(name))?;
+        Ok((old, to.map_mut(name).ok_or(KernelError::Missing(name))?))
+    }
+    let (old, new) = both(from, to, "SETTINGS")?;
+    let old = Array::<_, pod::Settings>::try_from(old).map_err(named("SETTINGS"))?;
+    let mut new = Array::<_, pod::Settings>::try_from(new).map_err(named("SETTINGS"))?;
+    let settings = old.get(&0, 0).map_err(named("SETTINGS"))?;
+    new.set(0, settings, 0).map_err(named("SETTINGS"))?;
+    let (old, new) = both(from, to, "PORTS")?;
+    let old = HashMap::<_, u32, pod::Port>::try_from(old).map_err(named("PORTS"))?;
+    let mut new = HashMap::<_, u32, pod::Port>::try_from(new).map_err(named("PORTS"))?;
+    for (port, value) in old.iter().filter_map(Result::ok) {
+        new.insert(port, value, 0).map_err(named("PORTS"))?;
+    }
+    let (old, new) = both(from, to, "PROCESSES")?;
+    let old = HashMap::<_, u32, pod::Process>::try_from(old).map_err(named("PROCESSES"))?;
+    let mut new = HashMap::<_, u32, pod::Process>::try_from(new).map_err(named("PROCESSES"))?;
+    for (pid, value) in old.iter().filter_map(Result::ok) {
+        new.insert(pid, value, 0).map_err(named("PROCESSES"))?;
+    }
+    Ok(())
 }
 
 /// On one line: the verifier's whole log is pages long.
@@ -519,36 +508,25 @@ fn refusal(family: Family, error: &KernelError) -> String {
     format!("{}: {}", family.name(), one_line(&error.to_string()))
 }
 
-fn load_family(
-    ebpf: &mut Ebpf,
-    family: Family,
-    types: &Btf,
-    aya_btf: &AyaBtf,
-) -> Result<Vec<&'static str>, KernelError> {
-    let hooks = family.hooks(types)?;
-    for name in &hooks {
-        if let Err(error) = hooks::load(ebpf, name, aya_btf) {
-            for name in &hooks {
-                hooks::unload(ebpf, name);
-            }
-            return Err(refused(name)(error));
-        }
-    }
-    Ok(hooks)
-}
-
-/// One ring per CPU, put into RINGS.
-fn make_rings(ebpf: &mut Ebpf, cpus: u32, bytes: u32) -> Result<Vec<RingBuf<MapData>>, KernelError> {
-    let map = ebpf.map_mut("RINGS").ok_or(KernelError::Missing("RINGS"))?;
-    let mut rings = ArrayOfMaps::<_, MapData>::try_from(map).map_err(named("RINGS"))?;
-    let mut readers = Vec::with_capacity(cpus as usize);
-    for cpu in 0..cpus {
+/// A ring for each CPU, and who reads it.
+fn make_rings(cpus: usize, bytes: u32) -> Result<(Vec<MapData>, Vec<RingBuf<MapData>>), KernelError> {
+    let mut rings = Vec::with_capacity(cpus);
+    let mut readers = Vec::with_capacity(cpus);
+    for _ in 0..cpus {
         let shape = aya_obj::Map::new_from_params(RINGBUF, 0, 0, bytes, 0);
         let ring = MapData::create(shape, "ring", None).map_err(named("RINGS"))?;
-        rings.set(cpu, &ring, 0).map_err(named("RINGS"))?;
-        readers.push(RingBuf::try_from(Map::RingBuf(ring)).map_err(named("RINGS"))?);
+        let same = ring.fd().as_fd().try_clone_to_owned().map_err(|error| {
+            let source = aya::maps::MapError::SyscallError(aya::sys::SyscallError {
+                call: "dup",
+                io_error: error,
+            });
+            named("RINGS")(source)
+        })?;
+        let same = MapData::from_fd(same).map_err(named("RINGS"))?;
+        readers.push(RingBuf::try_from(Map::RingBuf(same)).map_err(named("RINGS"))?);
+        rings.push(ring);
     }
-    Ok(readers)
+    Ok((rings, readers))
 }
 
 /// BPF_MAP_TYPE_RINGBUF (include/uapi/linux/bpf.h).
@@ -556,18 +534,7 @@ const RINGBUF: u32 = 27;
 
 #[cfg(test)]
 mod tests {
-    use super::{refused_because, tables};
-
-    #[test]
-    fn tables_by_connection_follow_their_number() {
-        let usual = [65_536, 16_384, 2_048, 2_048, 1_024];
-        assert_eq!(tables(65_536).map(|(_, entries)| entries), usual);
-        assert_eq!(
-            tables(131_072).map(|(_, entries)| entries),
-            usual.map(|entries| entries * 2)
-        );
-        assert!(tables(1_024).iter().all(|(_, entries)| (512..=1_024).contains(entries)));
-    }
+    use super::refused_because;
 
     #[test]
     fn an_old_kernel_is_told_that_it_is() {

@@ -12,6 +12,7 @@ use super::bpf::{
     attach_cgroup, attach_map, attach_perf, attach_tracing, create_map, create_socket_storage, insn, load, page_bytes,
     raise_memlock, MapShape, PerfTarget, Program, Refusal,
 };
+use super::tracefs::Tracefs;
 
 /// Program types (enum bpf_prog_type).
 mod prog_type {
@@ -389,29 +390,16 @@ fn load_plain(prog_type: u32, insns: &[u64]) -> Result<OwnedFd, Refusal> {
 
 fn syscall_tracepoints() -> Result<(), Refusal> {
     let program = load_plain(prog_type::TRACEPOINT, &NOTHING)?;
+    let tracefs = Tracefs::open()?;
     for name in [
         "sys_enter_recvfrom",
         "sys_exit_recvfrom",
         "sys_enter_sendto",
         "sys_exit_sendto",
     ] {
-        attach_perf(program.as_fd(), PerfTarget::Tracepoint(tracepoint_id(name)?))?;
+        attach_perf(program.as_fd(), PerfTarget::Tracepoint(tracefs.id("syscalls", name)?))?;
     }
     Ok(())
-}
-
-fn tracepoint_id(name: &str) -> Result<u64, Refusal> {
-    let text = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"]
-        .into_iter()
-        .find_map(|root| fs::read_to_string(format!("{root}/events/syscalls/{name}/id")).ok())
-        .ok_or_else(|| {
-            Refusal::absent(format!(
-                "no tracepoint {name} (is tracefs mounted at /sys/kernel/tracing?)"
-            ))
-        })?;
-    text.trim()
-        .parse()
-        .map_err(|_| Refusal::absent(format!("the id of tracepoint {name} is no number")))
 }
 
 /// On a function of our own that nobody calls.

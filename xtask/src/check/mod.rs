@@ -85,21 +85,27 @@ fn kernel_lints() -> Result<()> {
     }
     let linker = toolchain::find_bpf_linker(rustc.llvm_major).map_err(anyhow::Error::msg)?;
     let target_dir = workspace::target_dir()?.join("ebpf-check");
-    let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, &workspace::root(), &target_dir, "check");
-    cargo
-        .env("RUSTC_WORKSPACE_WRAPPER", driver)
-        .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
-    process::run(&mut cargo)
+    for object in toolchain::EBPF_OBJECTS {
+        let mut cargo = toolchain::ebpf_cargo(&rustc, &linker, &workspace::root(), &target_dir, "check");
+        cargo
+            .args(object.arguments)
+            .env("RUSTC_WORKSPACE_WRAPPER", &driver)
+            .env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
+        process::run(&mut cargo)?;
+    }
+    Ok(())
 }
 
 fn panics() -> Result<()> {
-    let object = ebpf_object()?;
-    let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    symbols::check(&bytes)
+    for object in ebpf_objects()? {
+        let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        symbols::check(&bytes).with_context(|| object.display().to_string())?;
+    }
+    Ok(())
 }
 
-/// The object that the agent embeds; its build script tells.
-fn ebpf_object() -> Result<PathBuf> {
+/// The objects that the agent embeds; its build script tells.
+fn ebpf_objects() -> Result<Vec<PathBuf>> {
     let mut cargo = workspace::cargo();
     cargo.args([
         "check",
@@ -108,14 +114,21 @@ fn ebpf_object() -> Result<PathBuf> {
         "spanwire",
         "--message-format=json-render-diagnostics",
     ]);
-    process::output(&mut cargo)?
+    let variables: Vec<Value> = process::output(&mut cargo)?
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .filter(|message| message["reason"] == "build-script-executed")
         .flat_map(|message| message["env"].as_array().cloned().unwrap_or_default())
-        .find(|variable| variable[0] == "SPANWIRE_EBPF_OBJECT")
-        .and_then(|variable| variable[1].as_str().map(PathBuf::from))
-        .context("agent/build.rs did not say where the eBPF object is")
+        .collect();
+    let path = |object: toolchain::EbpfObject| {
+        let told = variables.iter().find(|variable| variable[0] == object.variable)?;
+        told[1].as_str().map(PathBuf::from)
+    };
+    toolchain::EBPF_OBJECTS
+        .into_iter()
+        .map(path)
+        .collect::<Option<Vec<_>>>()
+        .context("agent/build.rs did not say where the eBPF objects are")
 }
 
 fn documentation() -> Result<()> {

@@ -1,0 +1,191 @@
+//! kprobes on the functions that move a stream's bytes (net/ipv4/tcp.c, net/unix/af_unix.c): for kernels without BTF
+//! tracepoints on sockets and without BPF trampolines.
+//!
+//! The kernel has a fixed number of places for functions under way whose return is probed (two a CPU, ten at least), and
+//! a call that finds none is left out. So no return is probed of the function in which servers wait: what `tcp_recvmsg`
+//! has received is told by `tcp_cleanup_rbuf`, with which it ends.
+
+use aya_ebpf::macros::{kprobe, kretprobe};
+use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+
+use crate::hook::call::{self, begin, end, is_wanted, CALLS};
+use crate::maps::slot;
+use crate::offsets as off;
+use crate::sk::{load, Sock};
+use crate::socket;
+
+/// Functions that a thread may be in.
+const TCP_RECEIVE: u32 = 1;
+const TCP_SEND: u32 = 2;
+const TCP_PAGE: u32 = 3;
+const UNIX_RECEIVE: u32 = 4;
+const UNIX_SEND: u32 = 5;
+const UNIX_PAGE: u32 = 6;
+
+/// Stands for bytes of which it is not known where in the caller's buffer they went.
+const MSG_TRUNC: u32 = 0x20;
+/// Bit of `sk_shutdown`.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// Set by the loader: which parameter of `tcp_recvmsg` has the flags (5.19 dropped the one before).
+#[no_mangle]
+static RECVMSG_FLAGS: u32 = 0;
+
+/// `struct sock *` as the first argument.
+#[inline(always)]
+fn sock(ctx: &ProbeContext) -> Sock {
+    Sock(ctx.arg(0).unwrap_or(core::ptr::null()))
+}
+
+/// `struct socket *` as the first argument.
+#[inline(always)]
+fn sock_of_socket(ctx: &ProbeContext) -> Sock {
+    let socket: *const u8 = ctx.arg(0).unwrap_or(core::ptr::null());
+    // SAFETY: socket.sk.
+    Sock(unsafe { load(socket, off::socket_sk()) })
+}
+
+/// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, [int nonblock,] int flags, int *addr_len)`
+#[kprobe]
+pub fn enter_tcp_recvmsg(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        // SAFETY: a static of this program, set before the load.
+        let flags: Option<u64> = match unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) } {
+            4 => ctx.arg(4),
+            _ => ctx.arg(3),
+        };
+        begin(TCP_RECEIVE, sock(&ctx), flags.unwrap_or(0) as u32);
+    }
+    0
+}
+
+/// `void tcp_cleanup_rbuf(struct sock *, int copied)`: before the caller goes to sleep, and at its end. `copied` is what
+/// the call has received so far; 0 at the end of the stream, and each time nothing is there yet.
+#[kprobe]
+pub fn tcp_cleanup_rbuf(ctx: ProbeContext) -> u32 {
+    let sk = sock(&ctx);
+    let copied = ctx.arg::<u64>(1).unwrap_or(0) as i32;
+    let Some(entry) = CALLS.get_ptr_mut(&call::key(TCP_RECEIVE)) else {
+        return 0;
+    };
+    // SAFETY: a live map value, of this thread.
+    let entry = unsafe { &mut *entry };
+    if entry.sock != sk.0 as u64 || copied < 0 {
+        // Another socket's, in a softirq that came upon this thread; or a failure.
+        return 0;
+    }
+    if copied == 0 {
+        // SAFETY: sock.sk_shutdown.
+        let shutdown: u8 = unsafe { load(sk.0, off::sk_shutdown()) };
+        if shutdown & RCV_SHUTDOWN == 0 {
+            return 0;
+        }
+    }
+    let before = entry.told;
+    let more = (copied as u32).wrapping_sub(before);
+    entry.told = copied as u32;
+    // What comes after a wait (MSG_WAITALL) lies behind the first bytes in the buffer: counted, not looked at.
+    let flags = entry.flags | if before != 0 { MSG_TRUNC } else { 0 };
+    if copied == 0 || more != 0 {
+        call::received(sk.0 as u64, more as i32, flags);
+    }
+    0
+}
+
+/// `int tcp_sendmsg(struct sock *, struct msghdr *, size_t)`
+#[kprobe]
+pub fn enter_tcp_sendmsg(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        begin(TCP_SEND, sock(&ctx), 0);
+    }
+    0
+}
+
+/// See [`enter_tcp_sendmsg`].
+#[kretprobe]
+pub fn return_tcp_sendmsg(ctx: RetProbeContext) -> u32 {
+    sent(TCP_SEND, &ctx)
+}
+
+/// `int tcp_sendpage(struct sock *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
+#[kprobe]
+pub fn enter_tcp_sendpage(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        begin(TCP_PAGE, sock(&ctx), 0);
+    }
+    0
+}
+
+/// See [`enter_tcp_sendpage`].
+#[kretprobe]
+pub fn return_tcp_sendpage(ctx: RetProbeContext) -> u32 {
+    sent(TCP_PAGE, &ctx)
+}
+
+/// `int unix_stream_recvmsg(struct socket *, struct msghdr *, size_t, int flags)`
+#[kprobe]
+pub fn enter_unix_stream_recvmsg(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        let flags: Option<u64> = ctx.arg(3);
+        enter_unix(UNIX_RECEIVE, &ctx, flags.unwrap_or(0) as u32, slot::UNIX_RECEIVE);
+    }
+    0
+}
+
+/// See [`enter_unix_stream_recvmsg`].
+#[kretprobe]
+pub fn return_unix_stream_recvmsg(ctx: RetProbeContext) -> u32 {
+    if let Some(call) = end(UNIX_RECEIVE) {
+        call::received(call.sock, ctx.ret(), call.flags);
+    }
+    0
+}
+
+/// `int unix_stream_sendmsg(struct socket *, struct msghdr *, size_t)`
+#[kprobe]
+pub fn enter_unix_stream_sendmsg(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        enter_unix(UNIX_SEND, &ctx, 0, slot::UNIX_SEND);
+    }
+    0
+}
+
+/// See [`enter_unix_stream_sendmsg`].
+#[kretprobe]
+pub fn return_unix_stream_sendmsg(ctx: RetProbeContext) -> u32 {
+    sent(UNIX_SEND, &ctx)
+}
+
+/// `ssize_t unix_stream_sendpage(struct socket *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
+#[kprobe]
+pub fn enter_unix_stream_sendpage(ctx: ProbeContext) -> u32 {
+    if is_wanted() {
+        enter_unix(UNIX_PAGE, &ctx, 0, slot::UNIX_PAGE);
+    }
+    0
+}
+
+/// See [`enter_unix_stream_sendpage`].
+#[kretprobe]
+pub fn return_unix_stream_sendpage(ctx: RetProbeContext) -> u32 {
+    sent(UNIX_PAGE, &ctx)
+}
+
+/// A call on a unix socket begins. No numbers on these show that a call was missed: one whose return was, tells of it
+/// when its thread comes again.
+#[inline(always)]
+fn enter_unix(what: u32, ctx: &ProbeContext, flags: u32, slot: u32) {
+    let missed = begin(what, sock_of_socket(ctx), flags);
+    if !missed.0.is_null() {
+        socket::missed(missed, slot);
+    }
+}
+
+/// The result of what [`begin`] noted.
+#[inline(always)]
+fn sent(what: u32, ctx: &RetProbeContext) -> u32 {
+    if let Some(call) = end(what) {
+        call::sent(call.sock, ctx.ret(), 0);
+    }
+    0
+}

@@ -1,0 +1,197 @@
+//! Tracepoints of the system calls that move a stream's bytes (include/trace/events/syscalls.h, kernel/trace/
+//! trace_syscalls.c): for kernels that have nothing better. The entry finds the socket behind the descriptor, the exit
+//! knows the result.
+//!
+//! What goes past these calls is not seen: io_uring, and 32-bit programs, for which the kernel fires none of them.
+
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs,
+};
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+use aya_ebpf::EbpfContext as _;
+
+use crate::arch::{nr, PtRegs};
+use crate::hook::call::{self, begin, end, is_wanted};
+use crate::maps::{VectorPosition, VECTORS};
+use crate::offsets as off;
+use crate::sk::{load, Sock};
+
+/// Layout of what a program is given (struct syscall_tp_t): number, then arguments or result.
+const NUMBER: usize = 8;
+const RESULT: usize = 16;
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// The most messages of a recvmmsg or sendmmsg that are looked at.
+const MESSAGES: u32 = 64;
+/// `struct mmsghdr`: its size, and where `msg_len` is.
+const MESSAGE_BYTES: u64 = 64;
+const MESSAGE_LENGTH: u64 = 56;
+
+/// The one system call a thread is in.
+const CALL: u32 = 0;
+
+/// A field of the context, which is neither kernel nor user memory.
+#[inline(always)]
+fn field(ctx: &TracePointContext, offset: usize) -> u64 {
+    // SAFETY: within the context: number and result are eight bytes each at these offsets.
+    unsafe { *ctx.as_ptr().cast::<u8>().add(offset).cast::<u64>() }
+}
+
+/// The call's number, for which the kernel keeps an int.
+#[inline(always)]
+fn number(ctx: &TracePointContext) -> u64 {
+    u64::from(field(ctx, NUMBER) as u32)
+}
+
+/// The registers of the current task.
+#[inline(always)]
+fn registers() -> *const PtRegs {
+    // SAFETY: both helpers take and return trusted pointers.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const PtRegs }
+}
+
+/// sys_enter_*: remembers the socket, and the flags of the call.
+#[tracepoint]
+pub fn sys_enter(ctx: TracePointContext) -> u32 {
+    if !is_wanted() {
+        return 0;
+    }
+    let regs = registers();
+    if regs.is_null() {
+        return 0;
+    }
+    // SAFETY: a task's registers may be loaded from directly (5.15+).
+    let (third, fourth) = unsafe { ((*regs).rdx, (*regs).r10) };
+    let number = number(&ctx);
+    let flags = match number {
+        nr::RECVFROM | nr::SENDTO | nr::RECVMMSG | nr::SENDMMSG => fourth as u32,
+        nr::RECVMSG | nr::SENDMSG => third as u32,
+        _ => 0,
+    };
+    let sk = socket_of(descriptor(regs, number));
+    if sk.0.is_null() {
+        // What an earlier call left is not this one's.
+        end(CALL);
+    } else {
+        begin(CALL, sk, flags);
+    }
+    0
+}
+
+/// The descriptor that a call sends to or receives from. Of splice, the one it writes to: what it takes out of a socket no
+/// family of hooks sees.
+#[inline(always)]
+fn descriptor(regs: *const PtRegs, number: u64) -> u64 {
+    // SAFETY: as in `sys_enter`.
+    let (first, third) = unsafe { ((*regs).rdi, (*regs).rdx) };
+    if number == nr::SPLICE {
+        third
+    } else {
+        first
+    }
+}
+
+/// The socket behind a descriptor of the current task, null if it is none.
+#[inline(always)]
+fn socket_of(descriptor: u64) -> Sock {
+    let none = Sock(core::ptr::null());
+    // SAFETY: task_struct.files -> files_struct.fdt -> fdtable.max_fds, fd; file.f_inode -> inode.i_mode; for a socket,
+    // file.private_data -> socket.sk. A null on the way reads as zero.
+    unsafe {
+        let task = bpf_get_current_task_btf() as *const u8;
+        let files: *const u8 = load(task, off::task_files());
+        let table: *const u8 = load(files, off::files_table());
+        let size: u32 = load(table, off::table_size());
+        if descriptor >= u64::from(size) {
+            return none;
+        }
+        let open: *const u8 = load(table, off::table_files());
+        let file: *const u8 = load(open, descriptor as usize * 8);
+        if file.is_null() {
+            return none;
+        }
+        let inode: *const u8 = load(file, off::file_inode());
+        let mode: u16 = load(inode, off::inode_mode());
+        if mode & S_IFMT != S_IFSOCK {
+            return none;
+        }
+        let socket: *const u8 = load(file, off::file_private_data());
+        Sock(load(socket, off::socket_sk()))
+    }
+}
+
+/// The call that ends: its socket's address, its flags and its number. None where the descriptor has become another
+/// socket's meanwhile, or is closed: what the call moved is then missing on its socket, which shows there.
+#[inline(always)]
+fn ended(ctx: &TracePointContext) -> Option<(u64, u32, u64)> {
+    let call = end(CALL)?;
+    let regs = registers();
+    if regs.is_null() {
+        return None;
+    }
+    let number = number(ctx);
+    if socket_of(descriptor(regs, number)).0 as u64 != call.sock {
+        return None;
+    }
+    Some((call.sock, call.flags, number))
+}
+
+/// Length of a message of the vector that has just been sent or received; what looks at its bytes next is told which
+/// message it is (`call.rs`).
+///
+/// verifier: a frame of its own: see `opaque::sent`.
+#[inline(never)]
+fn message(index: u32) -> i32 {
+    let regs = registers();
+    if regs.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `sys_enter`; no arguments.
+    let (vector, thread) = unsafe { ((*regs).rsi, bpf_get_current_pid_tgid()) };
+    let header = vector.wrapping_add(u64::from(index) * MESSAGE_BYTES);
+    let mut length = 0i32;
+    // SAFETY: four bytes of stack.
+    unsafe {
+        let from = header.wrapping_add(MESSAGE_LENGTH) as *const _;
+        bpf_probe_read_user((&raw mut length).cast(), 4, from);
+    }
+    let position = VectorPosition {
+        vector,
+        next: u64::from(index),
+    };
+    let _ = VECTORS.insert(&thread, &position, 0);
+    length
+}
+
+/// sys_exit_* of calls that receive.
+#[tracepoint]
+pub fn sys_exit_receive(ctx: TracePointContext) -> u32 {
+    let Some((sk, flags, number)) = ended(&ctx) else { return 0 };
+    let result = field(&ctx, RESULT) as i32;
+    if number == nr::RECVMMSG {
+        for index in 0..MESSAGES.min(result.max(0) as u32) {
+            call::received(sk, message(index), flags);
+        }
+    } else {
+        call::received(sk, result, flags);
+    }
+    0
+}
+
+/// sys_exit_* of calls that send.
+#[tracepoint]
+pub fn sys_exit_send(ctx: TracePointContext) -> u32 {
+    let Some((sk, _, number)) = ended(&ctx) else { return 0 };
+    let result = field(&ctx, RESULT) as i32;
+    if number == nr::SENDMMSG {
+        for index in 0..MESSAGES.min(result.max(0) as u32) {
+            call::sent(sk, message(index), 0);
+        }
+    } else {
+        call::sent(sk, result, 0);
+    }
+    0
+}
