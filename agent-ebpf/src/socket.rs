@@ -41,6 +41,8 @@ pub struct Hook {
     direction: u32,
     /// Its element of the per-CPU arrays.
     slot: u32,
+    /// Bytes that the same system call has moved behind these.
+    later: u32,
 }
 
 #[cfg_attr(
@@ -62,7 +64,17 @@ impl Hook {
     pub const UNIX_SENDPAGE: Self = Self::new(TX, slot::UNIX_PAGE);
 
     const fn new(direction: u32, slot: u32) -> Self {
-        Self { direction, slot }
+        Self {
+            direction,
+            slot,
+            later: 0,
+        }
+    }
+
+    /// As it is, with more bytes behind these in the same system call.
+    #[cfg(feature = "untyped")]
+    pub const fn before(self, later: u32) -> Self {
+        Self { later, ..self }
     }
 }
 
@@ -132,7 +144,7 @@ fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
 }
 
 /// Wire key of a TCP stream: the sequence number of the call's first byte, and that of the other stream's first byte.
-/// Returns true if the call's first byte is the first of its own stream.
+/// Returns true if the call's first byte is the first of its own stream. `len`: from that byte to where the socket is now.
 #[inline(always)]
 fn number(sk: Sock, call: &mut Call, position: &mut [u32; 2], len: u32) -> bool {
     let Some(tcp) = sk.tcp() else { return false };
@@ -247,7 +259,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
         number_unix(sk, call, first, known.flags & SOCK_LATE != 0);
     } else {
-        number(sk, call, &mut known.position, len as u32);
+        number(sk, call, &mut known.position, (len as u32).wrapping_add(hook.later));
         if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
             lose(known, scratch);
         }
@@ -295,7 +307,7 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     locate(sk, call, socket_family, access::cookie(sk, socket_family));
     let mut position = [0; 2];
     let first =
-        socket_family != AF_UNIX && number(sk, call, &mut position, len) && seen::is_untouched(sk, call, position);
+        socket_family != AF_UNIX && number(sk, call, &mut position, len.wrapping_add(hook.later)) && seen::is_untouched(sk, call, position);
     if own {
         if direction == TX && call.has_key != 0 {
             wire::leave_own(wire::key(call, 0));

@@ -80,18 +80,20 @@ pub fn end(what: u32) -> Option<CallUnderWay> {
     Some(*entry)
 }
 
+/// `later`: bytes that the same system call has received behind these.
+///
 /// verifier: a global function, walked once however many calls lead to it.
 #[no_mangle]
 #[inline(never)]
-pub extern "C" fn received(sk: u64, len: i32, flags: u32) -> u32 {
-    socket::on_call(Sock(sk as *const u8), len, flags, Hook::RECEIVE);
+pub extern "C" fn received(sk: u64, len: i32, flags: u32, later: u32) -> u32 {
+    socket::on_call(Sock(sk as *const u8), len, flags, Hook::RECEIVE.before(later));
     0
 }
 
 /// As [`received`].
 #[no_mangle]
 #[inline(never)]
-pub extern "C" fn sent(sk: u64, len: i32, flags: u32) -> u32 {
-    socket::on_call(Sock(sk as *const u8), len, flags, Hook::SEND);
+pub extern "C" fn sent(sk: u64, len: i32, flags: u32, later: u32) -> u32 {
+    socket::on_call(Sock(sk as *const u8), len, flags, Hook::SEND.before(later));
     0
 }

@@ -45,16 +45,26 @@ fn sock_of_socket(ctx: &ProbeContext) -> Sock {
     Sock(unsafe { load(socket, off::socket_sk()) })
 }
 
+/// verifier: a load from the context at one of two offsets would be one at an unknown offset; so both come first.
+#[inline(always)]
+fn recvmsg_flags(ctx: &ProbeContext) -> u32 {
+    // SAFETY: the registers of the function's fourth and fifth parameters (System V ABI), in the program's own context.
+    let (fourth, fifth) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*ctx.regs).rcx),
+            core::ptr::read_volatile(&raw const (*ctx.regs).r8),
+        )
+    };
+    // SAFETY: a static of this program, set before the load.
+    let index = unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) };
+    (if index == 4 { fifth } else { fourth }) as u32
+}
+
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, [int nonblock,] int flags, int *addr_len)`
 #[kprobe]
 pub fn enter_tcp_recvmsg(ctx: ProbeContext) -> u32 {
     if is_wanted() {
-        // SAFETY: a static of this program, set before the load.
-        let flags: Option<u64> = match unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) } {
-            4 => ctx.arg(4),
-            _ => ctx.arg(3),
-        };
-        begin(TCP_RECEIVE, sock(&ctx), flags.unwrap_or(0) as u32);
+        begin(TCP_RECEIVE, sock(&ctx), recvmsg_flags(&ctx));
     }
     0
 }
@@ -87,7 +97,7 @@ pub fn tcp_cleanup_rbuf(ctx: ProbeContext) -> u32 {
     // What comes after a wait (MSG_WAITALL) lies behind the first bytes in the buffer: counted, not looked at.
     let flags = entry.flags | if before != 0 { MSG_TRUNC } else { 0 };
     if copied == 0 || more != 0 {
-        call::received(sk.0 as u64, more as i32, flags);
+        call::received(sk.0 as u64, more as i32, flags, 0);
     }
     0
 }
@@ -136,7 +146,7 @@ pub fn enter_unix_stream_recvmsg(ctx: ProbeContext) -> u32 {
 #[kretprobe]
 pub fn return_unix_stream_recvmsg(ctx: RetProbeContext) -> u32 {
     if let Some(call) = end(UNIX_RECEIVE) {
-        call::received(call.sock, ctx.ret(), call.flags);
+        call::received(call.sock, ctx.ret(), call.flags, 0);
     }
     0
 }
@@ -185,7 +195,7 @@ fn enter_unix(what: u32, ctx: &ProbeContext, flags: u32, slot: u32) {
 #[inline(always)]
 fn sent(what: u32, ctx: &RetProbeContext) -> u32 {
     if let Some(call) = end(what) {
-        call::sent(call.sock, ctx.ret(), 0);
+        call::sent(call.sock, ctx.ret(), 0, 0);
     }
     0
 }

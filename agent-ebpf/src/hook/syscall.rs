@@ -24,8 +24,8 @@ const RESULT: usize = 16;
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
-/// The most messages of a recvmmsg or sendmmsg that are looked at.
-const MESSAGES: u32 = 64;
+/// The most messages that recvmmsg and sendmmsg take (UIO_MAXIOV).
+const MESSAGES: u32 = 1024;
 /// `struct mmsghdr`: its size, and where `msg_len` is.
 const MESSAGE_BYTES: u64 = 64;
 const MESSAGE_LENGTH: u64 = 56;
@@ -151,6 +151,17 @@ fn message(index: u32) -> i32 {
     }
     // SAFETY: as in `sys_enter`; no arguments.
     let (vector, thread) = unsafe { ((*regs).rsi, bpf_get_current_pid_tgid()) };
+    let position = VectorPosition {
+        vector,
+        next: u64::from(index),
+    };
+    let _ = VECTORS.insert(&thread, &position, 0);
+    length(vector, index)
+}
+
+/// Length of the message at `index`.
+#[inline(always)]
+fn length(vector: u64, index: u32) -> i32 {
     let header = vector.wrapping_add(u64::from(index) * MESSAGE_BYTES);
     let mut length = 0i32;
     // SAFETY: four bytes of stack.
@@ -158,12 +169,37 @@ fn message(index: u32) -> i32 {
         let from = header.wrapping_add(MESSAGE_LENGTH) as *const _;
         bpf_probe_read_user((&raw mut length).cast(), 4, from);
     }
-    let position = VectorPosition {
-        vector,
-        next: u64::from(index),
-    };
-    let _ = VECTORS.insert(&thread, &position, 0);
     length
+}
+
+/// Bytes of the first `count` messages.
+///
+/// verifier: as [`message`].
+#[inline(never)]
+fn whole(count: u32) -> u32 {
+    let regs = registers();
+    if regs.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `sys_enter`.
+    let vector = unsafe { (*regs).rsi };
+    let mut bytes = 0u32;
+    for index in 0..MESSAGES.min(count) {
+        bytes = bytes.wrapping_add(length(vector, index) as u32);
+    }
+    bytes
+}
+
+/// Tells of the messages one by one: length, and how many bytes are behind it.
+#[inline(always)]
+fn each_message(count: i32, tell: impl Fn(i32, u32) -> u32) {
+    let count = count.max(0) as u32;
+    let mut later = whole(count);
+    for index in 0..MESSAGES.min(count) {
+        let length = message(index);
+        later = later.wrapping_sub(length as u32);
+        tell(length, later);
+    }
 }
 
 /// sys_exit_* of calls that receive.
@@ -172,11 +208,9 @@ pub fn sys_exit_receive(ctx: TracePointContext) -> u32 {
     let Some((sk, flags, number)) = ended(&ctx) else { return 0 };
     let result = field(&ctx, RESULT) as i32;
     if number == nr::RECVMMSG {
-        for index in 0..MESSAGES.min(result.max(0) as u32) {
-            call::received(sk, message(index), flags);
-        }
+        each_message(result, |length, later| call::received(sk, length, flags, later));
     } else {
-        call::received(sk, result, flags);
+        call::received(sk, result, flags, 0);
     }
     0
 }
@@ -187,11 +221,9 @@ pub fn sys_exit_send(ctx: TracePointContext) -> u32 {
     let Some((sk, _, number)) = ended(&ctx) else { return 0 };
     let result = field(&ctx, RESULT) as i32;
     if number == nr::SENDMMSG {
-        for index in 0..MESSAGES.min(result.max(0) as u32) {
-            call::sent(sk, message(index), 0);
-        }
+        each_message(result, |length, later| call::sent(sk, length, 0, later));
     } else {
-        call::sent(sk, result, 0);
+        call::sent(sk, result, 0, 0);
     }
     0
 }
