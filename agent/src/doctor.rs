@@ -228,7 +228,7 @@ const FEATURES: [Meaning; 19] = [
         Feature::SocketTracepoints,
         "sock_send_length, sock_recv_length",
         "every send and receive is seen by two BTF tracepoints",
-        "fexit is used instead (docs/kernels.md)",
+        "another family of hooks is used instead (docs/kernels.md)",
         "none needed where a fallback works; these came with Linux 6.3",
     ),
     by_bpf(
@@ -248,16 +248,16 @@ const FEATURES: [Meaning; 19] = [
     by_bpf(
         Feature::Kprobe,
         "kprobe, kretprobe",
-        "a fallback that is not built yet",
-        "a fallback that is not built yet is left out",
-        "none needed",
+        "the fallback where fexit is missing, too",
+        "this fallback is left out",
+        "none needed where another family works",
     ),
     by_bpf(
         Feature::SyscallTracepoints,
         "system-call tracepoints",
-        "a fallback that is not built yet",
-        "a fallback that is not built yet is left out",
-        "none needed",
+        "the last fallback: io_uring and 32-bit programs are not seen by it",
+        "this fallback is left out",
+        "none needed where another family works",
     ),
     by_bpf(
         Feature::Uprobe,
@@ -284,14 +284,14 @@ const FEATURES: [Meaning; 19] = [
         Feature::SocketStorage,
         "socket storage in tracing",
         "state lives with its socket and ends with it",
-        "sockets cannot be followed: nothing is traced",
+        "kprobes or system-call tracepoints are used, with a table of sockets",
         "use Linux 5.11 or newer",
     ),
     by_bpf(
         Feature::SocketCookie,
         "socket cookie in tracing",
         "a socket is known by a number that is never used again",
-        "sockets cannot be told apart: nothing is traced",
+        "kprobes or system-call tracepoints are used, with numbers of their own",
         "use Linux 5.12 or newer",
     ),
     by_bpf(
@@ -395,15 +395,15 @@ pub fn examine(node: &dyn Node) -> Report {
         Feature::LifeTracepoints,
         Feature::RingBuffer,
         Feature::MapInMap,
-        Feature::SocketStorage,
-        Feature::SocketCookie,
         Feature::TaskRegisters,
         Feature::UserMemory,
         Feature::KernelMemory,
     ];
-    let families = [Feature::SocketTracepoints, Feature::Fentry];
-    let kernel_can =
-        needed.iter().all(|feature| works.contains(feature)) && families.iter().any(|family| works.contains(family));
+    let have = |feature: &Feature| works.contains(feature);
+    let by_types = [Feature::SocketStorage, Feature::SocketCookie].iter().all(have)
+        && [Feature::SocketTracepoints, Feature::Fentry].iter().any(have);
+    let by_address = [Feature::Kprobe, Feature::SyscallTracepoints].iter().any(have);
+    let kernel_can = needed.iter().all(have) && (by_types || by_address);
     let programs = kernel_can.then(|| node.load_programs());
     let tracing_possible = programs.as_ref().is_some_and(Result::is_ok);
     rows.push(own_programs(programs));

@@ -73,8 +73,12 @@ fn a_node_that_can_do_everything() {
 
 #[test]
 fn one_family_of_hooks_is_enough() {
-    // Those that are built: kprobes alone do not help.
-    let families = [Feature::SocketTracepoints, Feature::Fentry];
+    let families = [
+        Feature::SocketTracepoints,
+        Feature::Fentry,
+        Feature::Kprobe,
+        Feature::SyscallTracepoints,
+    ];
     for kept in families {
         let lacks: Vec<Feature> = families.into_iter().filter(|family| *family != kept).collect();
         assert!(examine(&node(&lacks)).tracing_possible, "{kept:?}");
@@ -89,8 +93,6 @@ fn what_every_family_needs() {
         Feature::LifeTracepoints,
         Feature::RingBuffer,
         Feature::MapInMap,
-        Feature::SocketStorage,
-        Feature::SocketCookie,
         Feature::TaskRegisters,
         Feature::UserMemory,
         Feature::KernelMemory,
@@ -108,6 +110,14 @@ fn what_every_family_needs() {
     ] {
         assert!(examine(&node(&[feature])).tracing_possible, "{feature:?}");
     }
+}
+
+#[test]
+fn programs_without_types_need_no_socket_storage() {
+    let storage = [Feature::SocketStorage, Feature::SocketCookie];
+    assert!(examine(&node(&storage)).tracing_possible);
+    let typed_only = [storage[0], Feature::Kprobe, Feature::SyscallTracepoints];
+    assert!(!examine(&node(&typed_only)).tracing_possible);
 }
 
 #[test]

@@ -7,10 +7,11 @@ use aya::programs::{FExit, KProbe, Program, ProgramError, TracePoint};
 use aya::{Btf as AyaBtf, Ebpf};
 use thiserror::Error;
 
-use super::bpf::{attach_perf, PerfTarget};
+use super::bpf::{attach_perf, PerfTarget, Refusal};
 use super::btf::Btf;
 use super::kernel::{refused, KernelError};
 use super::object::Object;
+use super::probe::pmu;
 use super::tracefs::Tracefs;
 
 /// Hooks that every family is used with, in the order they are attached: what forgets comes before what remembers.
@@ -69,6 +70,9 @@ pub enum HooksError {
         "SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, got {0:?}"
     )]
     Unknown(String),
+    /// The kernel has no such hooks.
+    #[error("{0}")]
+    Absent(#[from] Refusal),
     /// A function is not there, or is another one.
     #[error("this kernel's {name} {problem}")]
     Function {
@@ -93,7 +97,7 @@ impl Family {
         }
     }
 
-    /// What of the family's programs cannot see, for people; empty where it sees every call.
+    /// What the family's programs cannot see, for people; empty where they see every call.
     pub const fn gaps(self) -> &'static [&'static str] {
         match self {
             Self::TpBtf | Self::Fexit => &[],
@@ -105,6 +109,16 @@ impl Family {
                 "calls made by io_uring are not seen and not counted",
                 "32-bit programs are not seen and not counted",
             ],
+        }
+    }
+
+    /// What the map CALLS shows of it once a byte has gone through a TCP and a unix socket: functions as hook/kprobe.rs
+    /// numbers them, or the system call a thread is in.
+    pub(super) const fn traces(self) -> &'static [u64] {
+        match self {
+            Self::TpBtf | Self::Fexit => &[],
+            Self::Kprobe => &[1, 2, 4, 5],
+            Self::Syscalls => &[0],
         }
     }
 
@@ -137,13 +151,19 @@ impl Family {
     /// The programs that this kernel needs of the family, in the order they are attached.
     ///
     /// # Errors
-    /// [`HooksError::Function`].
+    /// [`HooksError::Function`], [`HooksError::Absent`].
     pub fn hooks(self, types: &Btf) -> Result<Vec<&'static str>, HooksError> {
         match self {
             Self::TpBtf => Ok(vec!["sock_recv_length", "sock_send_length"]),
             Self::Fexit => fexit_hooks(|name| types.parameters(name)),
-            Self::Kprobe => Ok(kprobe_hooks(|name| types.parameters(name).is_some())),
-            Self::Syscalls => Ok(SYSCALLS.iter().map(|(program, _)| *program).collect()),
+            Self::Kprobe => {
+                pmu("kprobe")?;
+                Ok(kprobe_hooks(|name| types.parameters(name).is_some()))
+            }
+            Self::Syscalls => {
+                Tracefs::open()?.id("syscalls", "sys_exit_recvfrom")?;
+                Ok(SYSCALLS.iter().map(|(program, _)| *program).collect())
+            }
         }
     }
 }

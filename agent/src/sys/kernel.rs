@@ -17,6 +17,7 @@ use super::hooks::{self, Family, HooksError, ALWAYS};
 pub use super::object::Options;
 use super::object::{Loader, Object};
 use super::pod;
+use super::trial;
 
 /// Why the kernel side could not be brought up.
 #[derive(Debug, Error)]
@@ -49,6 +50,9 @@ pub enum KernelError {
         /// What the kernel said.
         refusal: bpf::Refusal,
     },
+    /// The hooks are attached, and see nothing.
+    #[error("{0}")]
+    Blind(String),
     /// The kernel took no family of hooks.
     #[error("no family of socket hooks works: {0}")]
     NoFamily(String),
@@ -169,15 +173,25 @@ impl Kernel {
                 self.attach_each(&ALWAYS)?;
             }
             let hooks = self.loaded.hooks.clone();
-            let Err(error) = self.attach_each(&hooks) else {
-                self.rings.clear();
-                return Ok(());
-            };
-            self.give_way(&error)?;
+            match self.attach_each(&hooks).and_then(|()| self.try_out()) {
+                Ok(()) => {
+                    self.rings.clear();
+                    return Ok(());
+                }
+                Err(error) => self.give_way(&error)?,
+            }
         }
     }
 
-    /// The family that was loaded does not attach: takes the next.
+    /// Whether the hooks see something; nothing is asked of them while capture is off.
+    fn try_out(&mut self) -> Result<(), KernelError> {
+        if self.settings()?.flags & abi::setting::CAPTURE == 0 {
+            return Ok(());
+        }
+        trial::try_out(self.loaded.family, &self.loaded.ebpf).map_err(KernelError::Blind)
+    }
+
+    /// The family that was loaded does not attach, or sees nothing: takes the next.
     fn give_way(&mut self, error: &KernelError) -> Result<(), KernelError> {
         self.links.clear();
         let hooks = std::mem::take(&mut self.loaded.hooks);
@@ -202,13 +216,32 @@ impl Kernel {
     /// [`KernelError::Walk`]: all unix sockets stay doubtful, and are joined at their first whole response.
     pub fn mark_old_sockets(&mut self) -> Result<(), KernelError> {
         self.walk("mark_old_sockets", None)?;
+        self.are_all_marked()?;
         self.old_sockets_marked = true;
-        let settings = {
-            let map = self.map("SETTINGS")?;
-            let array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
-            array.get(&0, 0).map_err(named("SETTINGS"))?
+        let settings = self.settings()?;
+        self.set_settings(settings)
+    }
+
+    fn settings(&mut self) -> Result<abi::Settings, KernelError> {
+        let map = self.map("SETTINGS")?;
+        let array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
+        Ok(array.get(&0, 0).map_err(named("SETTINGS"))?.0)
+    }
+
+    /// Marks in a table may be more than it holds.
+    fn are_all_marked(&mut self) -> Result<(), KernelError> {
+        let Map::HashMap(data) = self.map("OLD_SOCKETS")? else {
+            return Ok(());
         };
-        self.set_settings(settings.0)
+        let room = data.info().map_err(named("OLD_SOCKETS"))?.max_entries();
+        let marks = HashMap::<_, u64, u64>::try_from(self.map("OLD_SOCKETS")?).map_err(named("OLD_SOCKETS"))?;
+        if (marks.keys().count() as u64) < u64::from(room) {
+            return Ok(());
+        }
+        Err(KernelError::Walk {
+            name: "mark_old_sockets",
+            refusal: bpf::Refusal::absent(format!("there are more unix sockets than the {room} that can be marked")),
+        })
     }
 
     /// Tells of the exchanges that have had no byte for the deadline. To be called every [`SWEEP_NS`].

@@ -10,4 +10,5 @@ pub mod pod;
 pub mod probe;
 pub mod ring;
 mod tracefs;
+mod trial;
 pub mod usage;

@@ -26,6 +26,10 @@ pod! {
     Port(abi::PortValue);
     /// Value of WIRES.
     Wire(abi::WireValue);
+    /// Key of CALLS.
+    CallKey(abi::CallKey);
+    /// Value of CALLS.
+    CallUnderWay(abi::CallUnderWay);
     /// Value of OPAQUE_TURNS.
     OpaqueTurn(abi::OpaqueTurn);
 }

@@ -338,7 +338,7 @@ fn big_map() -> Result<(), Refusal> {
 }
 
 /// The type number of a PMU, and where its format says how a return probe is asked for.
-fn pmu(name: &str) -> Result<(u32, PathBuf), Refusal> {
+pub(super) fn pmu(name: &str) -> Result<(u32, PathBuf), Refusal> {
     let folder = Path::new("/sys/bus/event_source/devices").join(name);
     let text =
         fs::read_to_string(folder.join("type")).map_err(|_| Refusal::absent(format!("this kernel has no {name}s")))?;
