@@ -1,9 +1,10 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use aya::programs::{FExit, KProbe, Program, ProgramError, TracePoint};
+use aya::programs::{FExit, KProbe, ProbeKind, Program, ProgramError, TracePoint};
 use aya::{Btf as AyaBtf, Ebpf};
 use thiserror::Error;
 
@@ -11,7 +12,7 @@ use super::bpf::{attach_perf, PerfTarget, Refusal};
 use super::btf::Btf;
 use super::kernel::{refused, KernelError};
 use super::object::Object;
-use super::probe::pmu;
+use super::probe::{format_bit, pmu};
 use super::tracefs::Tracefs;
 
 /// Hooks that every family is used with, in the order they are attached: what forgets comes before what remembers.
@@ -190,26 +191,26 @@ fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'stati
 
 /// Programs of kprobes and the functions they are put on. Ends of calls before their beginnings: what a beginning has
 /// noted finds its end.
-const KPROBES: [(&str, &str); 12] = [
-    ("tcp_cleanup_rbuf", "tcp_cleanup_rbuf"),
-    ("return_unix_stream_recvmsg", "unix_stream_recvmsg"),
-    ("return_tcp_sendmsg", "tcp_sendmsg"),
-    ("return_unix_stream_sendmsg", "unix_stream_sendmsg"),
-    ("return_tcp_sendpage", "tcp_sendpage"),
-    ("return_unix_stream_sendpage", "unix_stream_sendpage"),
-    ("enter_tcp_recvmsg", "tcp_recvmsg"),
-    ("enter_unix_stream_recvmsg", "unix_stream_recvmsg"),
-    ("enter_tcp_sendmsg", "tcp_sendmsg"),
-    ("enter_unix_stream_sendmsg", "unix_stream_sendmsg"),
-    ("enter_tcp_sendpage", "tcp_sendpage"),
-    ("enter_unix_stream_sendpage", "unix_stream_sendpage"),
+const KPROBES: [(&str, &CStr); 12] = [
+    ("tcp_cleanup_rbuf", c"tcp_cleanup_rbuf"),
+    ("return_unix_stream_recvmsg", c"unix_stream_recvmsg"),
+    ("return_tcp_sendmsg", c"tcp_sendmsg"),
+    ("return_unix_stream_sendmsg", c"unix_stream_sendmsg"),
+    ("return_tcp_sendpage", c"tcp_sendpage"),
+    ("return_unix_stream_sendpage", c"unix_stream_sendpage"),
+    ("enter_tcp_recvmsg", c"tcp_recvmsg"),
+    ("enter_unix_stream_recvmsg", c"unix_stream_recvmsg"),
+    ("enter_tcp_sendmsg", c"tcp_sendmsg"),
+    ("enter_unix_stream_sendmsg", c"unix_stream_sendmsg"),
+    ("enter_tcp_sendpage", c"tcp_sendpage"),
+    ("enter_unix_stream_sendpage", c"unix_stream_sendpage"),
 ];
 
 /// All but those on functions that later kernels do not have, and do not need.
 fn kprobe_hooks(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
     KPROBES
         .into_iter()
-        .filter(|(_, function)| !function.ends_with("sendpage") || exists(function))
+        .filter(|(program, function)| !program.ends_with("sendpage") || function.to_str().is_ok_and(&exists))
         .map(|(program, _)| program)
         .collect()
 }
@@ -256,20 +257,36 @@ pub fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<OwnedFd>, Kerne
     let attached = match ebpf.program_mut(name) {
         Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
         Some(Program::FExit(program)) => program.attach().map(drop),
-        Some(Program::KProbe(program)) => {
-            let function = KPROBES.iter().find(|(program, _)| *program == name);
-            program.attach(function.map_or(name, |(_, function)| function), 0).map(drop)
-        }
+        Some(Program::KProbe(program)) => return attach_kprobe(program, name).map(|link| vec![link]),
         Some(Program::TracePoint(program)) => return attach_syscalls(program, name),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     attached.map(|()| Vec::new()).map_err(refused(name))
 }
 
+/// Puts a program on its function, or on the return of it. By a perf event, which goes with its descriptor.
+fn attach_kprobe(program: &KProbe, name: &'static str) -> Result<OwnedFd, KernelError> {
+    let refused_by_kernel = |refusal| KernelError::Perf { name, refusal };
+    let (pmu, folder) = pmu("kprobe").map_err(refused_by_kernel)?;
+    let on_return = match program.kind() {
+        ProbeKind::Return => format_bit(&folder, "retprobe").map_err(refused_by_kernel)?,
+        ProbeKind::Entry => 0,
+    };
+    let function = KPROBES.iter().find(|(program, _)| *program == name);
+    let function = function.map_or(c"", |(_, function)| function);
+    let program = program.fd().map_err(refused(name))?;
+    let target = PerfTarget::Kprobe {
+        pmu,
+        function,
+        on_return,
+    };
+    attach_perf(program.as_fd(), target).map_err(refused_by_kernel)
+}
+
 /// Puts a program on the tracepoints of its system calls.
 fn attach_syscalls(program: &TracePoint, name: &'static str) -> Result<Vec<OwnedFd>, KernelError> {
     let side = if name == "sys_enter" { "sys_enter" } else { "sys_exit" };
-    let refused_by_kernel = |refusal| KernelError::Tracepoint { name, refusal };
+    let refused_by_kernel = |refusal| KernelError::Perf { name, refusal };
     let program = program.fd().map_err(refused(name))?;
     let tracefs = Tracefs::open().map_err(refused_by_kernel)?;
     let calls = SYSCALLS.iter().find(|(program, _)| *program == name);

@@ -42,9 +42,9 @@ pub enum KernelError {
     /// The family asked for is none.
     #[error(transparent)]
     Hooks(#[from] HooksError),
-    /// A tracepoint of a system call could not be had.
+    /// A kprobe or a tracepoint of a system call could not be had.
     #[error("program {name}: {refusal}")]
-    Tracepoint {
+    Perf {
         /// The program.
         name: &'static str,
         /// What the kernel said.
@@ -275,7 +275,17 @@ impl Kernel {
 
     /// Detaches every hook. Records already written stay in the rings.
     pub fn detach(&mut self) {
-        self.links.clear();
+        let links = std::mem::take(&mut self.links);
+        if !links.is_empty() {
+            // The kernel waits for each of them, one after the other, until no CPU runs it any more: two seconds where
+            // there are many. From now on they do nothing.
+            if let Ok(mut settings) = self.settings() {
+                settings.flags &= !abi::setting::CAPTURE;
+                // What cannot be set now ends with the links.
+                let _ = self.set_settings(settings);
+            }
+            std::thread::spawn(move || drop(links));
+        }
         for name in self.attached.drain(..) {
             hooks::unload(&mut self.loaded.ebpf, name);
         }

@@ -350,7 +350,7 @@ pub(super) fn pmu(name: &str) -> Result<(u32, PathBuf), Refusal> {
 }
 
 /// The bit of `config:N`, as the PMU's format file names it.
-fn format_bit(folder: &Path, name: &str) -> Result<u64, Refusal> {
+pub(super) fn format_bit(folder: &Path, name: &str) -> Result<u64, Refusal> {
     let text = fs::read_to_string(folder.join("format").join(name)).unwrap_or_default();
     let bit = text
         .trim()
