@@ -17,6 +17,7 @@
 mod arch;
 mod before;
 mod call;
+mod connection;
 mod count;
 mod emit;
 mod engine;

@@ -1,13 +1,18 @@
 //! Reads from `struct sock` and its relatives through pointers whose types the verifier knows (BTF tracepoints,
 //! fentry/fexit). A load that faults yields zero (kernel: bpf_convert_ctx_accesses, BPF_PROBE_MEM).
 
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
+};
 
 use crate::offsets as off;
 
 pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
+/// Flag of [`Sock::storage`]: makes the element.
+pub const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
 const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const O_NONBLOCK: u32 = 0o4000;
@@ -156,6 +161,21 @@ impl Sock {
         // SAFETY: sock.sk_socket.
         let socket: *const u8 = unsafe { load(self.0, off::sk_socket()) };
         socket.is_null()
+    }
+
+    /// The socket's element of a storage map; null where it has none.
+    #[inline(always)]
+    pub fn storage<T>(self, map: &'static SkStorage<T>, flags: u64) -> *mut T {
+        // SAFETY: a socket pointer the verifier knows; a null value means zeroes.
+        unsafe {
+            bpf_sk_storage_get(
+                core::ptr::from_ref(map).cast_mut().cast(),
+                self.0.cast_mut().cast(),
+                core::ptr::null_mut(),
+                flags,
+            )
+        }
+        .cast()
     }
 
     /// [`bpf_get_socket_cookie`].

@@ -1,22 +1,20 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_sk_storage_get};
-use core::ffi::c_void;
-use spanwire_common::abi::{cause, family, flag, outcome, process_flag, setting, ProcessClass, Settings};
+use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
+use spanwire_common::abi::{family, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
-
 use spanwire_common::protocol::http1::{phase, Framing};
 
-use crate::call::{describe, now, Buffer};
+use crate::call::{describe, Buffer};
+use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
-use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
+use crate::exchange::{admit, RESPONSE_OUT_OF_STEP};
 use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS, SOCKETS};
-use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
+use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX, BPF_SK_STORAGE_GET_F_CREATE};
 use crate::state::{
-    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING,
-    SOCK_INHERITED, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
+    Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{arch, before, engine, opaque, seen, unit, wire};
+use crate::{before, engine, opaque, seen, unit, wire};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -24,26 +22,16 @@ const MSG_TRUNC: u32 = 0x20;
 const MSG_DONTWAIT: u32 = 0x40;
 const MSG_ERRQUEUE: u32 = 0x2000;
 
-pub const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
-
-/// TCP states (include/net/tcp_states.h).
-const TCP_SYN_SENT: i32 = 2;
-const TCP_FIN_WAIT1: i32 = 4;
-const TCP_CLOSE: i32 = 7;
-const TCP_LAST_ACK: i32 = 9;
-
-/// Errno values a socket dies with.
-const ECONNRESET: i32 = 104;
-const EPIPE: i32 = 32;
-const ETIMEDOUT: u16 = 110;
-const ECONNREFUSED: u16 = 111;
+/// Errno values that a call on a dead connection returns.
+pub const ECONNRESET: i32 = 104;
+pub const EPIPE: i32 = 32;
 
 /// Which program has seen a send or receive.
 #[derive(Clone, Copy)]
 pub struct Hook {
-    direction: u32,
+    pub direction: u32,
     /// Its element of the per-CPU arrays.
-    slot: u32,
+    pub slot: u32,
 }
 
 impl Hook {
@@ -61,25 +49,10 @@ impl Hook {
     }
 }
 
-/// State of a socket, if it has any.
-#[inline(always)]
-pub fn storage(sk: Sock, flags: u64) -> *mut SockState {
-    // SAFETY: a trusted socket pointer; a null value means zeroes.
-    unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast::<c_void>(),
-            sk.0.cast_mut().cast(),
-            core::ptr::null_mut(),
-            flags,
-        )
-    }
-    .cast()
-}
-
 /// Begins to follow a socket.
 #[inline(always)]
 fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first: bool) -> *mut SockState {
-    let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
+    let state = sk.storage(&SOCKETS, BPF_SK_STORAGE_GET_F_CREATE);
     if state.is_null() {
         count(KernelCounter::StateFull);
         return state;
@@ -100,7 +73,7 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
 
 /// What of the call does not depend on its bytes.
 #[inline(always)]
-fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
+pub fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
     call.now_ns = 0;
     call.direction = direction;
     call.errno = 0;
@@ -128,7 +101,7 @@ fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
 
 /// What only a call whose bytes are looked at needs.
 #[inline(always)]
-fn locate(sk: Sock, call: &mut Call, socket_family: u16) {
+pub fn locate(sk: Sock, call: &mut Call, socket_family: u16) {
     call.cookie = sk.cookie();
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
@@ -213,7 +186,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         }
         return;
     }
-    let state = storage(sk, 0);
+    let state = sk.storage(&SOCKETS, 0);
     if state.is_null() {
         if len > 0 {
             first_call(sk, settings, socket_family, len as u32, flags, hook);
@@ -399,279 +372,4 @@ fn received_elsewhere() {
             unit::forget(thread);
         }
     }
-}
-
-/// The peer has closed its direction.
-#[inline(always)]
-fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, element: u32) {
-    if state.flags & SOCK_OPAQUE != 0 {
-        return opaque::end(state.cookie);
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
-        return;
-    };
-    // SAFETY: as in `on_call`.
-    let call = unsafe { &mut (*scratch).call };
-    if state.role != ROLE_CLIENT {
-        if socket_family == AF_UNIX {
-            identify(sk, call, socket_family, RX);
-            end_peer(sk, scratch, ROLE_CLIENT, RESPONSE_CLOSED);
-        }
-        return;
-    }
-    if state.exchange.state & EX_OPEN == 0 {
-        return;
-    }
-    identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family);
-    let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
-        RESPONSE_ENDS
-    } else {
-        RESPONSE_CLOSED
-    };
-    unit::received(&state.exchange, state.exchange.class, call.pid_tgid, true);
-    engine::finish_all(state, scratch, point);
-    if socket_family == AF_UNIX {
-        // The server's end of a unix stream shows only here.
-        end_peer(sk, scratch, ROLE_SERVER, point);
-    }
-}
-
-/// The other end of a unix stream has been closed: no hook tells, so what was open there ends here.
-#[inline(always)]
-fn end_peer(sk: Sock, scratch: *mut Scratch, role: u8, point: u32) {
-    let Some(peer) = sk.unix_peer() else { return };
-    if !peer.is_orphan() {
-        return;
-    }
-    let state = storage(peer, 0);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: whole objects.
-    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if state.role == role && state.exchange.state & EX_OPEN != 0 {
-        locate(peer, call, AF_UNIX);
-        engine::finish_all(state, scratch, point);
-    }
-}
-
-/// A send or receive failed because the connection is gone. A TCP socket's state tells; a unix socket has none.
-#[inline(always)]
-fn broken(sk: Sock, hook: Hook) {
-    if sk.family() != AF_UNIX || !sk.is_stream(AF_UNIX) {
-        return;
-    }
-    let state = storage(sk, 0);
-    if state.is_null() {
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
-        return;
-    };
-    // SAFETY: whole objects; as in `on_call`.
-    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if state.flags & SOCK_OPAQUE == 0 && state.exchange.state & EX_OPEN != 0 {
-        identify(sk, call, AF_UNIX, hook.direction);
-        locate(sk, call, AF_UNIX);
-        engine::finish_all(state, scratch, RESPONSE_RESET);
-    }
-}
-
-/// Set by the loader: how many sweeps in a row must find no byte moved.
-#[no_mangle]
-static OVERDUE_SWEEPS: u32 = 0;
-
-/// User space's sweep has come to this socket: what has waited for longer than the deadline is told now.
-#[inline(always)]
-pub fn sweep(sk: Sock) {
-    let state = storage(sk, 0);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: non-null: a whole state.
-    let state = unsafe { &mut *state };
-    if state.flags & SOCK_OPAQUE != 0 || (state.exchange.state & EX_OPEN == 0 && state.queued == 0) {
-        state.idle_sweeps = 0;
-        return;
-    }
-    let socket_family = sk.family();
-    let passed = if socket_family == AF_UNIX {
-        state.position[0].wrapping_add(state.position[1])
-    } else {
-        let Some(tcp) = sk.tcp() else { return };
-        tcp.write_seq().wrapping_add(tcp.copied_seq())
-    };
-    if state.idle_sweeps == 0 || state.swept != passed {
-        state.swept = passed;
-        state.idle_sweeps = 1;
-        return;
-    }
-    // SAFETY: a static of this program, set before the load.
-    if u32::from(state.idle_sweeps) < unsafe { core::ptr::read_volatile(&raw const OVERDUE_SWEEPS) } {
-        state.idle_sweeps += 1;
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
-        return;
-    };
-    // SAFETY: an element that belongs to this walk.
-    let call = unsafe { &mut (*scratch).call };
-    identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family);
-    engine::overdue(state, scratch);
-}
-
-/// A TCP socket changed its state.
-#[inline(always)]
-pub fn on_state(sk: Sock, old: i32, new: i32) {
-    if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
-        return;
-    }
-    let Some(mut scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
-        return;
-    };
-    // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
-    unsafe {
-        let busy = &raw mut (*scratch).call.busy;
-        (*scratch).call.slot = slot::STATE as u8;
-        if core::ptr::read_volatile(busy) != 0 {
-            let Some(nested) = SCRATCH.get_ptr_mut(slot::STATE_NESTED) else {
-                return;
-            };
-            scratch = nested;
-            (*scratch).call.slot = slot::STATE_NESTED as u8;
-            change_state(sk, scratch, old, new);
-            return;
-        }
-        core::ptr::write_volatile(busy, 1);
-        change_state(sk, scratch, old, new);
-        core::ptr::write_volatile(busy, 0);
-    }
-}
-
-#[inline(always)]
-fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
-    if new == TCP_SYN_SENT {
-        // SAFETY: a whole object.
-        return connect_begins(sk, unsafe { &mut (*scratch).call });
-    }
-    let state = storage(sk, 0);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: whole objects.
-    let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if known.flags & SOCK_OPAQUE != 0 {
-        if new == TCP_CLOSE {
-            opaque::end(known.cookie);
-        }
-        return;
-    }
-    let socket_family = sk.family();
-    if old == TCP_SYN_SENT && known.flags & SOCK_CONNECTING != 0 {
-        identify(sk, call, socket_family, TX);
-        locate(sk, call, socket_family);
-        return connect_fails(sk, known, call);
-    }
-    if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
-        count(KernelCounter::OpaqueLateJoin);
-    }
-    if known.exchange.state & EX_OPEN == 0 && known.queued == 0 {
-        return;
-    }
-    if new != TCP_CLOSE && known.role != ROLE_SERVER {
-        // A client may shut its sending side down and still read the response.
-        return;
-    }
-    identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family);
-    call.errno = sk.error();
-    let point = if known.role == ROLE_SERVER && known.framing[TX as usize].phase == phase::UNTIL_CLOSE {
-        RESPONSE_ENDS
-    } else if i32::from(call.errno) == ECONNRESET || i32::from(call.errno) == EPIPE || call.errno == ETIMEDOUT {
-        RESPONSE_RESET
-    } else {
-        RESPONSE_CLOSED
-    };
-    if known.role == ROLE_CLIENT && arch::in_close() {
-        unit::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
-    }
-    engine::finish_all(known, scratch, point);
-}
-
-/// nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
-#[inline(always)]
-pub fn on_destroy(sk: Sock) {
-    let state = storage(sk, 0);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: non-null: a whole state.
-    let known = unsafe { &*state };
-    if known.flags & SOCK_INHERITED == 0 || known.role != ROLE_UNKNOWN || !arch::in_close() {
-        return;
-    }
-    // SAFETY: no arguments.
-    let thread = unsafe { bpf_get_current_pid_tgid() };
-    unit::received(&known.exchange, known.exchange.class, thread, true);
-}
-
-/// A connect of a process somebody asked for: what it is for is known now, in its own thread.
-#[inline(always)]
-fn connect_begins(sk: Sock, call: &mut Call) {
-    let Some(settings) = SETTINGS.get_ptr(0) else { return };
-    // SAFETY: an element of an array.
-    let settings = unsafe { &*settings };
-    if settings.flags & setting::CAPTURE == 0 {
-        return;
-    }
-    let socket_family = sk.family();
-    identify(sk, call, socket_family, TX);
-    if !admit(call, settings) {
-        return;
-    }
-    let provisional = call.class == ProcessClass::Unclassified as u8;
-    call.class = class_or_name(u32::from(call.class)) as u8;
-    locate(sk, call, socket_family);
-    let state = storage(sk, BPF_SK_STORAGE_GET_F_CREATE);
-    if state.is_null() {
-        return count(KernelCounter::StateFull);
-    }
-    // SAFETY: non-null: a whole state.
-    let state = unsafe { &mut *state };
-    state.cookie = call.cookie;
-    state.flags = SOCK_CONNECTING;
-    state.position = [0; 2];
-    state.seen = [0; 2];
-    let exchange = &mut state.exchange;
-    exchange.request_first_ns = now(call);
-    exchange.pid = (call.pid_tgid >> 32) as u32;
-    exchange.tid = call.pid_tgid as u32;
-    exchange.class = call.class;
-    exchange.side = ROLE_CLIENT;
-    exchange.flags = if provisional { flag::UNCLASSIFIED } else { 0 };
-    if call.process_flags & process_flag::SERVES != 0 {
-        exchange.flags |= flag::PROCESS_SERVES;
-        unit::connecting(exchange, call);
-        if exchange.cause != cause::NONE {
-            state.flags |= SOCK_INHERITED;
-        }
-    }
-}
-
-/// The connect came to nothing.
-#[inline(always)]
-fn connect_fails(sk: Sock, state: &mut SockState, call: &mut Call) {
-    state.flags &= !SOCK_CONNECTING;
-    call.errno = sk.error();
-    let outcome_code = match call.errno {
-        ECONNREFUSED => outcome::CONNECT_REFUSED,
-        ETIMEDOUT => outcome::CONNECT_TIMEOUT,
-        _ => outcome::CONNECT_RESET,
-    };
-    if state.exchange.cause == cause::IO && arch::in_connect() {
-        unit::connect_failed(&state.exchange, call);
-    }
-    crate::exchange::connect_failed(&mut state.exchange, call, outcome_code);
 }

@@ -4,7 +4,7 @@
 use aya_ebpf::helpers::generated::bpf_sock_from_file;
 
 use crate::sk::{load, Sock};
-use crate::{before, offsets as off, socket};
+use crate::{before, connection, offsets as off};
 
 /// `struct bpf_iter__task_file`: meta, task, fd, file.
 const TASK_FILE_FILE: usize = 24;
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
     // SAFETY: bpf_iter__bpf_sk_storage_map.sk.
     let sk: *const u8 = unsafe { load(ctx, SK_STORAGE_SK) };
     if !sk.is_null() {
-        socket::sweep(Sock(sk));
+        connection::sweep(Sock(sk));
     }
     0
 }
