@@ -12,8 +12,14 @@ pub fn mark(sk: Sock) {
     }
 }
 
-/// True for a socket that was there when the agent came.
+/// True for a unix stream that was there when the agent came. One that nobody had accepted yet had no file, so no walk
+/// came to its server's end: the client's tells.
 #[inline(always)]
-pub fn is_marked(sk: Sock) -> bool {
+pub fn is_old(sk: Sock) -> bool {
+    is_marked(sk) || sk.unix_peer().is_some_and(is_marked)
+}
+
+#[inline(always)]
+fn is_marked(sk: Sock) -> bool {
     !sk.storage(&OLD_SOCKETS, 0).is_null()
 }

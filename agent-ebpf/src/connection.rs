@@ -153,7 +153,13 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
     if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
         return;
     }
-    let Some(mut scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
+    with_scratch(|scratch| change_state(sk, scratch, old, new));
+}
+
+/// Working memory for what comes in a thread or in a softirq that interrupts one.
+#[inline(always)]
+fn with_scratch(work: impl Fn(*mut Scratch)) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
         return;
     };
     // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
@@ -164,13 +170,12 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
             let Some(nested) = SCRATCH.get_ptr_mut(slot::STATE_NESTED) else {
                 return;
             };
-            scratch = nested;
-            (*scratch).call.slot = slot::STATE_NESTED as u8;
-            change_state(sk, scratch, old, new);
+            (*nested).call.slot = slot::STATE_NESTED as u8;
+            work(nested);
             return;
         }
         core::ptr::write_volatile(busy, 1);
-        change_state(sk, scratch, old, new);
+        work(scratch);
         core::ptr::write_volatile(busy, 0);
     }
 }
@@ -211,21 +216,39 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     }
     identify(sk, call, socket_family, TX);
     locate(sk, call, socket_family);
+    if known.role == ROLE_CLIENT && arch::in_close() {
+        unit::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
+    }
+    finish(sk, known, scratch);
+}
+
+/// The connection is over, and with it every exchange on it: as the socket's error says.
+#[inline(always)]
+fn finish(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
+    // SAFETY: a whole object.
+    let call = unsafe { &mut (*scratch).call };
     call.errno = sk.error();
-    let point = if known.role == ROLE_SERVER && known.framing[TX as usize].phase == phase::UNTIL_CLOSE {
+    let point = if state.role == ROLE_SERVER && state.framing[TX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
     } else if i32::from(call.errno) == ECONNRESET || i32::from(call.errno) == EPIPE || call.errno == ETIMEDOUT {
         RESPONSE_RESET
     } else {
         RESPONSE_CLOSED
     };
-    if known.role == ROLE_CLIENT && arch::in_close() {
-        unit::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
-    }
-    engine::finish_all(known, scratch, point);
+    engine::finish_all(state, scratch, point);
 }
 
-/// nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
+/// A call's hook comes after its bytes are gone, and the peer may have answered them with a reset by then: the state
+/// has changed already, and will not again.
+#[inline(always)]
+pub fn ended_before(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
+    if sk.state() == TCP_CLOSE {
+        finish(sk, state, scratch);
+    }
+}
+
+/// A TCP socket is taken down. What is still open on it, no change of state has ended: one hook came while the other was
+/// at work on another CPU.
 #[inline(always)]
 pub fn on_destroy(sk: Sock) {
     let state = sk.storage(&SOCKETS, 0);
@@ -233,13 +256,24 @@ pub fn on_destroy(sk: Sock) {
         return;
     }
     // SAFETY: non-null: a whole state.
-    let known = unsafe { &*state };
-    if known.flags & SOCK_INHERITED == 0 || known.role != ROLE_UNKNOWN || !arch::in_close() {
+    let known = unsafe { &mut *state };
+    if known.flags & SOCK_INHERITED != 0 && known.role == ROLE_UNKNOWN && arch::in_close() {
+        // nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
+        // SAFETY: no arguments.
+        let thread = unsafe { bpf_get_current_pid_tgid() };
+        unit::received(&known.exchange, known.exchange.class, thread, true);
+    }
+    if known.flags & SOCK_OPAQUE != 0 || (known.exchange.state & EX_OPEN == 0 && known.queued == 0) {
         return;
     }
-    // SAFETY: no arguments.
-    let thread = unsafe { bpf_get_current_pid_tgid() };
-    unit::received(&known.exchange, known.exchange.class, thread, true);
+    with_scratch(|scratch| {
+        // SAFETY: whole objects.
+        let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+        let socket_family = sk.family();
+        identify(sk, call, socket_family, TX);
+        locate(sk, call, socket_family);
+        finish(sk, known, scratch);
+    });
 }
 
 /// A connect of a process somebody asked for: what it is for is known now, in its own thread.

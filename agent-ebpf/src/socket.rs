@@ -12,9 +12,10 @@ use crate::exchange::{admit, RESPONSE_OUT_OF_STEP};
 use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS, SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX, BPF_SK_STORAGE_GET_F_CREATE};
 use crate::state::{
-    Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
+    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX,
+    TX,
 };
-use crate::{before, engine, opaque, seen, unit, wire};
+use crate::{before, connection, engine, opaque, seen, unit, wire};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -62,7 +63,7 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
     new.cookie = call.cookie;
     if socket_family == AF_UNIX {
         new.flags |= SOCK_UNIX;
-        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_marked(sk) {
+        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_old(sk) {
             new.flags |= SOCK_LATE;
         }
     } else if !first {
@@ -356,6 +357,9 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
             call.pid_tgid,
             known.flags & (SOCK_OPAQUE | SOCK_LATE) == 0,
         );
+    }
+    if known.flags & SOCK_UNIX == 0 && known.exchange.state & EX_OPEN != 0 {
+        connection::ended_before(sk, known, scratch);
     }
 }
 
