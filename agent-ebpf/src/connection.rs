@@ -153,31 +153,38 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
     if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
         return;
     }
-    with_scratch(|scratch| change_state(sk, scratch, old, new));
+    let scratch = borrow_scratch();
+    if !scratch.is_null() {
+        change_state(sk, scratch, old, new);
+        give_back(scratch);
+    }
 }
 
-/// Working memory for what comes in a thread or in a softirq that interrupts one.
+/// Working memory for what comes in a thread or in a softirq that interrupts one; null if there is none.
 #[inline(always)]
-fn with_scratch(work: impl Fn(*mut Scratch)) {
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
-        return;
+fn borrow_scratch() -> *mut Scratch {
+    let (Some(first), Some(nested)) = (
+        SCRATCH.get_ptr_mut(slot::STATE),
+        SCRATCH.get_ptr_mut(slot::STATE_NESTED),
+    ) else {
+        return core::ptr::null_mut();
     };
     // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
     unsafe {
-        let busy = &raw mut (*scratch).call.busy;
-        (*scratch).call.slot = slot::STATE as u8;
-        if core::ptr::read_volatile(busy) != 0 {
-            let Some(nested) = SCRATCH.get_ptr_mut(slot::STATE_NESTED) else {
-                return;
-            };
+        if core::ptr::read_volatile(&raw const (*first).call.busy) != 0 {
             (*nested).call.slot = slot::STATE_NESTED as u8;
-            work(nested);
-            return;
+            return nested;
         }
-        core::ptr::write_volatile(busy, 1);
-        work(scratch);
-        core::ptr::write_volatile(busy, 0);
+        core::ptr::write_volatile(&raw mut (*first).call.busy, 1);
+        (*first).call.slot = slot::STATE as u8;
     }
+    first
+}
+
+#[inline(always)]
+fn give_back(scratch: *mut Scratch) {
+    // SAFETY: a whole object.
+    unsafe { core::ptr::write_volatile(&raw mut (*scratch).call.busy, 0) };
 }
 
 #[inline(always)]
@@ -266,14 +273,17 @@ pub fn on_destroy(sk: Sock) {
     if known.flags & SOCK_OPAQUE != 0 || (known.exchange.state & EX_OPEN == 0 && known.queued == 0) {
         return;
     }
-    with_scratch(|scratch| {
-        // SAFETY: whole objects.
-        let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-        let socket_family = sk.family();
-        identify(sk, call, socket_family, TX);
-        locate(sk, call, socket_family);
-        finish(sk, known, scratch);
-    });
+    let scratch = borrow_scratch();
+    if scratch.is_null() {
+        return;
+    }
+    // SAFETY: a whole object.
+    let call = unsafe { &mut (*scratch).call };
+    let socket_family = sk.family();
+    identify(sk, call, socket_family, TX);
+    locate(sk, call, socket_family);
+    finish(sk, known, scratch);
+    give_back(scratch);
 }
 
 /// A connect of a process somebody asked for: what it is for is known now, in its own thread.
