@@ -15,6 +15,7 @@ use crate::state::{
     Call, Scratch, SockState, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING, SOCK_INHERITED,
     SOCK_LATE, SOCK_OPAQUE, TX,
 };
+use crate::worker::{self, is_nginx};
 use crate::{arch, engine, opaque, unit};
 
 /// TCP states (include/net/tcp_states.h).
@@ -54,7 +55,7 @@ pub fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, elemen
     } else {
         RESPONSE_CLOSED
     };
-    unit::received(&state.exchange, state.exchange.class, call.pid_tgid, true);
+    worker::received(&state.exchange, state.exchange.class, call.pid_tgid, true);
     engine::finish_all(state, scratch, point);
     if socket_family == AF_UNIX {
         // The server's end of a unix stream shows only here.
@@ -199,6 +200,10 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     }
     // SAFETY: whole objects.
     let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
+    if known.role == ROLE_SERVER && is_nginx(known.exchange.class) && arch::in_close() {
+        // SAFETY: no arguments.
+        worker::closes(&known.exchange, unsafe { bpf_get_current_pid_tgid() });
+    }
     if known.flags & SOCK_OPAQUE != 0 {
         if new == TCP_CLOSE {
             opaque::end(known.cookie);
@@ -224,7 +229,7 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     identify(sk, call, socket_family, TX);
     locate(sk, call, socket_family);
     if known.role == ROLE_CLIENT && arch::in_close() {
-        unit::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
+        worker::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
     }
     finish(sk, known, scratch);
 }
@@ -264,11 +269,15 @@ pub fn on_destroy(sk: Sock) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
-    if known.flags & SOCK_INHERITED != 0 && known.role == ROLE_UNKNOWN && arch::in_close() {
-        // nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
+    if is_nginx(known.exchange.class) && arch::in_close() {
         // SAFETY: no arguments.
         let thread = unsafe { bpf_get_current_pid_tgid() };
-        unit::received(&known.exchange, known.exchange.class, thread, true);
+        if known.role == ROLE_SERVER {
+            worker::closes(&known.exchange, thread);
+        } else if known.flags & SOCK_INHERITED != 0 && known.role == ROLE_UNKNOWN {
+            // A socket made for a request, and nothing was sent on it: nginx goes on with that request, at once.
+            worker::received(&known.exchange, known.exchange.class, thread, true);
+        }
     }
     if known.flags & SOCK_OPAQUE != 0 || (known.exchange.state & EX_OPEN == 0 && known.queued == 0) {
         return;
@@ -340,7 +349,7 @@ fn connect_fails(sk: Sock, state: &mut SockState, call: &mut Call) {
         _ => outcome::CONNECT_RESET,
     };
     if state.exchange.cause == cause::IO && arch::in_connect() {
-        unit::connect_failed(&state.exchange, call);
+        worker::connect_failed(&state.exchange, call);
     }
     crate::exchange::connect_failed(&mut state.exchange, call, outcome_code);
 }

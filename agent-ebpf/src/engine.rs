@@ -20,7 +20,7 @@ use crate::exchange::{
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
-    SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, TX,
+    SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
 };
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
@@ -391,6 +391,18 @@ fn out_of_step(state: &mut SockState, scratch: *mut Scratch, reason: u32) {
     });
     if reason == code::OPAQUE_TLS {
         state.flags |= SOCK_TLS;
+    }
+    if state.role == ROLE_UNKNOWN {
+        // SAFETY: a whole object.
+        let direction = unsafe { (*scratch).call.direction };
+        state.role = if direction == TX || state.exchange.side == ROLE_CLIENT {
+            ROLE_CLIENT
+        } else if state.flags & SOCK_UNIX == 0 {
+            ROLE_SERVER
+        } else {
+            // Connects of unix sockets have no hook: the other end may have spoken first (MySQL).
+            ROLE_UNKNOWN
+        };
     }
     state.flags |= SOCK_OPAQUE;
     finish_open(state, scratch, RESPONSE_OUT_OF_STEP);

@@ -33,6 +33,7 @@ mod socket;
 mod state;
 mod unit;
 mod wire;
+mod worker;
 
 /// Licence of the object: it calls helpers that are GPL only.
 #[link_section = "license"]

@@ -8,14 +8,14 @@ use spanwire_common::protocol::http1::{phase, Framing};
 use crate::call::{describe, Buffer};
 use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
-use crate::exchange::{admit, RESPONSE_OUT_OF_STEP};
+use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
 use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS, SOCKETS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX, BPF_SK_STORAGE_GET_F_CREATE};
 use crate::state::{
     Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX,
     TX,
 };
-use crate::{before, connection, engine, opaque, seen, unit, wire};
+use crate::{before, connection, engine, opaque, seen, wire, worker};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -61,6 +61,7 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
     // SAFETY: non-null: a whole state, zeroed.
     let new = unsafe { &mut *state };
     new.cookie = call.cookie;
+    new.exchange.class = class_or_name(u32::from(call.class)) as u8;
     if socket_family == AF_UNIX {
         new.flags |= SOCK_UNIX;
         if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_old(sk) {
@@ -345,18 +346,25 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
         Buffer::Unreadable => count(KernelCounter::UnreadableBuffer),
     }
     engine::run(state, scratch);
+    if known.flags & SOCK_OPAQUE != 0 {
+        // This call has shown it.
+        let Some(settings) = SETTINGS.get_ptr(0) else { return };
+        let family_and_slot = (sk.family(), u32::from(call.slot));
+        // SAFETY: an array element.
+        return opaque::on_call(sk, known, unsafe { &*settings }, family_and_slot, len, direction);
+    }
     if direction == TX && known.role == ROLE_SERVER && known.exchange.state & EX_RESPONSE != 0 {
-        unit::answering(&known.exchange, call.pid_tgid);
+        worker::answering(&known.exchange, call.pid_tgid);
     }
     if direction == RX {
         // The receive rule looks at the exchange as this call left it.
         let class = known.exchange.class;
-        unit::received(
-            &known.exchange,
-            class,
-            call.pid_tgid,
-            known.flags & (SOCK_OPAQUE | SOCK_LATE) == 0,
-        );
+        let first_in_line = known.queued == 0;
+        let is_known = known.flags & SOCK_LATE == 0 && first_in_line;
+        worker::received(&known.exchange, class, call.pid_tgid, is_known);
+        if !first_in_line {
+            worker::pipelined(&known.exchange, class, call.pid_tgid);
+        }
     }
     if known.flags & SOCK_UNIX == 0 && known.exchange.state & EX_OPEN != 0 {
         connection::ended_before(sk, known, scratch);
@@ -373,7 +381,7 @@ fn received_elsewhere() {
     if let Some(process) = PROCESSES.get_ptr(&pid) {
         // SAFETY: a live map value.
         if unsafe { (*process).class } == ProcessClass::Nginx as u8 {
-            unit::forget(thread);
+            worker::forget(thread);
         }
     }
 }
