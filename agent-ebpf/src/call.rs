@@ -54,7 +54,10 @@ unsafe fn read_user(to: *mut u8, bytes: u32, from: u64) -> bool {
 }
 
 /// Finds the buffer of the call under way.
-#[inline(always)]
+///
+/// verifier: where fields are read through the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
 pub fn describe(call: &mut Call, len: u64) -> Buffer {
     call.iov = 0;
     call.iov_count = 0;

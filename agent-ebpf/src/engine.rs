@@ -13,13 +13,14 @@ use spanwire_common::protocol::window::CARRY_BYTES;
 use crate::call::{copy_kernel, fill, skip};
 use crate::count::{cost, count};
 use crate::exchange::{
-    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, RESPONSE_BEGINS,
-    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE, RESPONSE_UPGRADED,
+    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, BEGINS, BEGINS_REFUSED,
+    RESPONSE_BEGINS, RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE,
+    RESPONSE_UPGRADED,
 };
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
-    SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, TX,
+    SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
 };
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
@@ -282,13 +283,17 @@ pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
             0
         }
         code::HEAD_BEGIN if requests => {
-            if request_begins(state, scratch) == 0 {
-                known.flags |= SOCK_OPAQUE;
-                // Nobody asks for it any more: the cheapest way out (`opaque::on_call`).
-                known.exchange.class = ProcessClass::Other as u8;
-                return 0;
+            let begins = request_begins(state, scratch);
+            if begins == BEGINS {
+                return 1;
             }
-            1
+            known.flags |= SOCK_OPAQUE;
+            finish_open(known, scratch, RESPONSE_OUT_OF_STEP);
+            if begins == BEGINS_REFUSED {
+                // The cheapest way out (`opaque::on_call`).
+                known.exchange.class = ProcessClass::Other as u8;
+            }
+            0
         }
         code::HEAD_BEGIN => answered(known, scratch, RESPONSE_BEGINS),
         code::HEAD_END if requests => {
@@ -386,6 +391,18 @@ fn out_of_step(state: &mut SockState, scratch: *mut Scratch, reason: u32) {
     });
     if reason == code::OPAQUE_TLS {
         state.flags |= SOCK_TLS;
+    }
+    if state.role == ROLE_UNKNOWN {
+        // SAFETY: a whole object.
+        let direction = unsafe { (*scratch).call.direction };
+        state.role = if direction == TX || state.exchange.side == ROLE_CLIENT {
+            ROLE_CLIENT
+        } else if state.flags & SOCK_UNIX == 0 {
+            ROLE_SERVER
+        } else {
+            // Connects of unix sockets have no hook: the other end may have spoken first (MySQL).
+            ROLE_UNKNOWN
+        };
     }
     state.flags |= SOCK_OPAQUE;
     finish_open(state, scratch, RESPONSE_OUT_OF_STEP);

@@ -127,24 +127,33 @@ fn ports(call: &Call) -> PortValue {
 #[no_mangle]
 static PORT_SELECTORS: u32 = 0;
 
-/// First byte of a request. Returns false if the socket cannot be followed any further.
+/// What [`request_begins`] returns.
+pub const BEGINS: u32 = 1;
+/// Nobody asks for the process, or for the port, any more.
+pub const BEGINS_REFUSED: u32 = 2;
+/// There is no room for the exchanges that wait.
+pub const BEGINS_FULL: u32 = 3;
+
+/// First byte of a request. Anything but [`BEGINS`]: the socket cannot be followed any further.
 ///
 /// verifier: a global function; see `engine::step`.
 #[no_mangle]
 #[inline(never)]
 pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -> u32 {
     if state.is_null() || scratch.is_null() {
-        return 0;
+        return BEGINS_REFUSED;
     }
     // SAFETY: whole objects (rule for pointer arguments of global functions).
     let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    if state.exchange.state & EX_OPEN != 0 && !queue(state, scratch.call.cookie) {
-        return 0;
-    }
-    let Some(settings) = SETTINGS.get_ptr(0) else { return 0 };
+    let Some(settings) = SETTINGS.get_ptr(0) else {
+        return BEGINS_REFUSED;
+    };
     // SAFETY: an array element.
     if !admit(&mut scratch.call, unsafe { &*settings }) {
-        return 0;
+        return BEGINS_REFUSED;
+    }
+    if state.exchange.state & EX_OPEN != 0 && !queue(state, scratch.call.cookie) {
+        return BEGINS_FULL;
     }
     let call = &mut scratch.call;
     let provisional = call.class == ProcessClass::Unclassified as u8;
@@ -187,7 +196,7 @@ pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -
         exchange.wire_key = wire::key(call, offset);
         exchange.flags |= flag::WIRE_KEY;
     }
-    1
+    BEGINS
 }
 
 /// Everything zero but the path's bytes, which `path_len` covers; a cause inherited at connect() stays.

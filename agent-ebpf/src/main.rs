@@ -18,11 +18,15 @@
 #[cfg_attr(feature = "untyped", path = "access/untyped.rs")]
 mod access;
 mod arch;
+mod before;
 mod call;
+mod connection;
 mod count;
 mod emit;
 mod engine;
 mod exchange;
+#[cfg(feature = "untyped")]
+mod gone;
 mod hook;
 mod ids;
 mod maps;
@@ -34,6 +38,7 @@ mod socket;
 mod state;
 mod unit;
 mod wire;
+mod worker;
 
 /// Licence of the object: it calls helpers that are GPL only.
 #[link_section = "license"]

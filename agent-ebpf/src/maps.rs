@@ -69,6 +69,10 @@ pub fn blank_exchange(key: &PipelineKey) -> *mut Exchange {
 #[btf_map]
 pub static UNITS: LruHashMap<u64, Unit, 16384> = LruHashMap::new();
 
+/// Requests that an nginx worker has put off (`worker`), by span id.
+#[btf_map]
+pub static DEFERRED: LruHashMap<u64, u8, 8192> = LruHashMap::new();
+
 /// Wire key -> what the client left for the server. The server deletes what it takes; where its hook came
 /// first, user space does.
 #[btf_map]

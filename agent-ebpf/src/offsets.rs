@@ -32,6 +32,7 @@ offsets! {
     OFF_SK_PROTOCOL, sk_protocol;
     OFF_SK_SOCKET, sk_socket;
     OFF_SK_ERR, sk_err;
+    OFF_SK_STATE, sk_state;
     OFF_SOCKET_FILE, socket_file;
     OFF_SOCKET_SK, socket_sk;
     OFF_FILE_FLAGS, file_flags;

@@ -94,6 +94,14 @@ impl Sock {
         }
     }
 
+    /// TCP's state (include/net/tcp_states.h).
+    #[inline(always)]
+    pub fn state(self) -> i32 {
+        // SAFETY: sock_common.skc_state.
+        let state: u8 = unsafe { load(self.0, off::sk_state()) };
+        i32::from(state)
+    }
+
     /// The pending error, an errno value; 0 if none.
     #[inline(always)]
     pub fn error(self) -> u16 {

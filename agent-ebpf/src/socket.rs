@@ -1,21 +1,21 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
-use spanwire_common::abi::{cause, family, flag, outcome, process_flag, setting, ProcessClass, Settings};
+use spanwire_common::abi::{family, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
-
 use spanwire_common::protocol::http1::{phase, Framing};
 
-use crate::call::{describe, now, Buffer};
+use crate::call::{describe, Buffer};
+use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
-use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_OUT_OF_STEP, RESPONSE_RESET};
+use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
 use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
-    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING,
-    SOCK_INHERITED, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
+    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX,
+    TX,
 };
-use crate::{access, arch, engine, opaque, seen, unit, wire};
+use crate::{access, before, connection, engine, opaque, seen, wire, worker};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -23,24 +23,16 @@ const MSG_TRUNC: u32 = 0x20;
 const MSG_DONTWAIT: u32 = 0x40;
 const MSG_ERRQUEUE: u32 = 0x2000;
 
-/// TCP states (include/net/tcp_states.h).
-const TCP_SYN_SENT: i32 = 2;
-const TCP_FIN_WAIT1: i32 = 4;
-const TCP_CLOSE: i32 = 7;
-const TCP_LAST_ACK: i32 = 9;
-
-/// Errno values a socket dies with.
-const ECONNRESET: i32 = 104;
-const EPIPE: i32 = 32;
-const ETIMEDOUT: u16 = 110;
-const ECONNREFUSED: u16 = 111;
+/// Errno values that a call on a dead connection returns.
+pub const ECONNRESET: i32 = 104;
+pub const EPIPE: i32 = 32;
 
 /// Which program has seen a send or receive.
 #[derive(Clone, Copy)]
 pub struct Hook {
-    direction: u32,
+    pub direction: u32,
     /// Its element of the per-CPU arrays.
-    slot: u32,
+    pub slot: u32,
     /// Bytes that the same system call has moved behind these.
     later: u32,
 }
@@ -89,9 +81,10 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
     // SAFETY: non-null: a whole state, zeroed.
     let new = unsafe { &mut *state };
     new.cookie = call.cookie;
+    new.exchange.class = class_or_name(u32::from(call.class)) as u8;
     if socket_family == AF_UNIX {
         new.flags |= SOCK_UNIX;
-        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || access::is_marked(sk) {
+        if settings.flags & setting::OLD_SOCKETS_MARKED == 0 || before::is_old(sk) {
             new.flags |= SOCK_LATE;
         }
     } else if !first {
@@ -102,7 +95,7 @@ fn create(sk: Sock, call: &Call, settings: &Settings, socket_family: u16, first:
 
 /// What of the call does not depend on its bytes.
 #[inline(always)]
-fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
+pub fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
     call.now_ns = 0;
     call.direction = direction;
     call.errno = 0;
@@ -133,7 +126,7 @@ fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
 /// verifier: where fields are read through the stack, in a frame of its own: see `opaque::sent`.
 #[cfg_attr(feature = "untyped", inline(never))]
 #[cfg_attr(not(feature = "untyped"), inline(always))]
-fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
+pub fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
     call.cookie = cookie;
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
@@ -167,7 +160,7 @@ fn number(sk: Sock, call: &mut Call, position: &mut [u32; 2], len: u32) -> bool 
 /// Where the socket stands in its messages is not known any more: what was open ends, and it is joined again like one
 /// that is older than the agent.
 #[inline(always)]
-fn lose(state: &mut SockState, scratch: *mut Scratch) {
+pub fn lose(state: &mut SockState, scratch: *mut Scratch) {
     count(KernelCounter::MissedBytes);
     engine::finish_all(state, scratch, RESPONSE_OUT_OF_STEP);
     state.framing = [Framing::default(), Framing::default()];
@@ -372,18 +365,28 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
         Buffer::Unreadable => count(KernelCounter::UnreadableBuffer),
     }
     engine::run(state, scratch);
+    if known.flags & SOCK_OPAQUE != 0 {
+        // This call has shown it.
+        let Some(settings) = SETTINGS.get_ptr(0) else { return };
+        let family_and_slot = (sk.family(), u32::from(call.slot));
+        // SAFETY: an array element.
+        return opaque::on_call(sk, known, unsafe { &*settings }, family_and_slot, len, direction);
+    }
     if direction == TX && known.role == ROLE_SERVER && known.exchange.state & EX_RESPONSE != 0 {
-        unit::answering(&known.exchange, call.pid_tgid);
+        worker::answering(&known.exchange, call.pid_tgid);
     }
     if direction == RX {
         // The receive rule looks at the exchange as this call left it.
         let class = known.exchange.class;
-        unit::received(
-            &known.exchange,
-            class,
-            call.pid_tgid,
-            known.flags & (SOCK_OPAQUE | SOCK_LATE) == 0,
-        );
+        let first_in_line = known.queued == 0;
+        let is_known = known.flags & SOCK_LATE == 0 && first_in_line;
+        worker::received(&known.exchange, class, call.pid_tgid, is_known);
+        if !first_in_line {
+            worker::pipelined(&known.exchange, class, call.pid_tgid);
+        }
+    }
+    if known.flags & SOCK_UNIX == 0 && known.exchange.state & EX_OPEN != 0 {
+        connection::ended_before(sk, known, scratch);
     }
 }
 
@@ -397,334 +400,7 @@ fn received_elsewhere() {
     if let Some(process) = PROCESSES.get_ptr(&pid) {
         // SAFETY: a live map value.
         if unsafe { (*process).class } == ProcessClass::Nginx as u8 {
-            unit::forget(thread);
+            worker::forget(thread);
         }
     }
-}
-
-/// The peer has closed its direction.
-#[inline(always)]
-fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, element: u32) {
-    if state.flags & SOCK_OPAQUE != 0 {
-        return opaque::end(state.cookie);
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
-        return;
-    };
-    // SAFETY: as in `on_call`.
-    let call = unsafe { &mut (*scratch).call };
-    if state.role != ROLE_CLIENT {
-        if socket_family == AF_UNIX {
-            identify(sk, call, socket_family, RX);
-            end_peer(sk, scratch, ROLE_CLIENT, RESPONSE_CLOSED);
-        }
-        return;
-    }
-    if state.exchange.state & EX_OPEN == 0 {
-        return;
-    }
-    identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family, state.cookie);
-    let point = if state.framing[RX as usize].phase == phase::UNTIL_CLOSE {
-        RESPONSE_ENDS
-    } else {
-        RESPONSE_CLOSED
-    };
-    unit::received(&state.exchange, state.exchange.class, call.pid_tgid, true);
-    engine::finish_all(state, scratch, point);
-    if socket_family == AF_UNIX {
-        // The server's end of a unix stream shows only here.
-        end_peer(sk, scratch, ROLE_SERVER, point);
-    }
-}
-
-/// The other end of a unix stream has been closed: no hook tells, so what was open there ends here.
-#[inline(always)]
-fn end_peer(sk: Sock, scratch: *mut Scratch, role: u8, point: u32) {
-    let Some(peer) = sk.unix_peer() else { return };
-    if !peer.is_orphan() {
-        return;
-    }
-    let state = access::state(peer);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: whole objects.
-    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if state.role == role && state.exchange.state & EX_OPEN != 0 {
-        locate(peer, call, AF_UNIX, state.cookie);
-        engine::finish_all(state, scratch, point);
-    }
-}
-
-/// A send or receive failed because the connection is gone. A TCP socket's state tells; a unix socket has none.
-#[inline(always)]
-fn broken(sk: Sock, hook: Hook) {
-    if sk.family() != AF_UNIX || !sk.is_stream(AF_UNIX) {
-        return;
-    }
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
-        return;
-    };
-    // SAFETY: whole objects; as in `on_call`.
-    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if state.flags & SOCK_OPAQUE == 0 && state.exchange.state & EX_OPEN != 0 {
-        identify(sk, call, AF_UNIX, hook.direction);
-        locate(sk, call, AF_UNIX, state.cookie);
-        engine::finish_all(state, scratch, RESPONSE_RESET);
-    }
-}
-
-/// A call on a unix socket has passed unseen.
-#[cfg(feature = "untyped")]
-#[inline(always)]
-pub fn missed(sk: Sock, element: u32) {
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
-        return;
-    };
-    // SAFETY: whole objects; as in `on_call`.
-    let (state, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if state.flags & (SOCK_OPAQUE | SOCK_UNIX) == SOCK_UNIX {
-        call.slot = element as u8;
-        identify(sk, call, AF_UNIX, RX);
-        locate(sk, call, AF_UNIX, state.cookie);
-        lose(state, scratch);
-        state.flags |= SOCK_UNIX;
-    }
-}
-
-/// The sweep has come to a unix socket that has been closed: what is open on it will not go on. Its state stays a while,
-/// for the other end may still ask for it.
-#[cfg(feature = "untyped")]
-#[inline(always)]
-pub fn sweep_closed(sk: Sock) {
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
-        return;
-    };
-    // SAFETY: whole objects; an element that belongs to this walk.
-    let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if known.flags & SOCK_OPAQUE != 0 {
-        opaque::end(known.cookie);
-    } else if known.exchange.state & EX_OPEN != 0 || known.queued != 0 {
-        call.slot = slot::SWEEP as u8;
-        identify(sk, call, AF_UNIX, RX);
-        locate(sk, call, AF_UNIX, known.cookie);
-        engine::finish_all(known, scratch, RESPONSE_CLOSED);
-    }
-    // SAFETY: a static of this program, set before the load.
-    if u32::from(known.idle_sweeps) < unsafe { core::ptr::read_volatile(&raw const OVERDUE_SWEEPS) } {
-        known.idle_sweeps += 1;
-    } else {
-        access::ends(sk);
-    }
-}
-
-/// Set by the loader: how many sweeps in a row must find no byte moved.
-#[no_mangle]
-static OVERDUE_SWEEPS: u32 = 0;
-
-/// User space's sweep has come to this socket: what has waited for longer than the deadline is told now.
-#[inline(always)]
-pub fn sweep(sk: Sock) {
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: non-null: a whole state.
-    let state = unsafe { &mut *state };
-    if state.flags & SOCK_OPAQUE != 0 || (state.exchange.state & EX_OPEN == 0 && state.queued == 0) {
-        state.idle_sweeps = 0;
-        return;
-    }
-    let socket_family = sk.family();
-    let passed = if socket_family == AF_UNIX {
-        state.position[0].wrapping_add(state.position[1])
-    } else {
-        let Some(tcp) = sk.tcp() else { return };
-        tcp.write_seq().wrapping_add(tcp.copied_seq())
-    };
-    if state.idle_sweeps == 0 || state.swept != passed {
-        state.swept = passed;
-        state.idle_sweeps = 1;
-        return;
-    }
-    // SAFETY: a static of this program, set before the load.
-    if u32::from(state.idle_sweeps) < unsafe { core::ptr::read_volatile(&raw const OVERDUE_SWEEPS) } {
-        state.idle_sweeps += 1;
-        return;
-    }
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
-        return;
-    };
-    // SAFETY: an element that belongs to this walk.
-    let call = unsafe { &mut (*scratch).call };
-    identify(sk, call, socket_family, RX);
-    locate(sk, call, socket_family, state.cookie);
-    engine::overdue(state, scratch);
-}
-
-/// A TCP socket changed its state.
-#[inline(always)]
-pub fn on_state(sk: Sock, old: i32, new: i32) {
-    if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
-        return;
-    }
-    let Some(mut scratch) = SCRATCH.get_ptr_mut(slot::STATE) else {
-        return;
-    };
-    // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
-    unsafe {
-        let busy = &raw mut (*scratch).call.busy;
-        (*scratch).call.slot = slot::STATE as u8;
-        if core::ptr::read_volatile(busy) != 0 {
-            let Some(nested) = SCRATCH.get_ptr_mut(slot::STATE_NESTED) else {
-                return;
-            };
-            scratch = nested;
-            (*scratch).call.slot = slot::STATE_NESTED as u8;
-            change_state(sk, scratch, old, new);
-            return;
-        }
-        core::ptr::write_volatile(busy, 1);
-        change_state(sk, scratch, old, new);
-        core::ptr::write_volatile(busy, 0);
-    }
-}
-
-#[inline(always)]
-fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
-    if new == TCP_SYN_SENT {
-        // SAFETY: a whole object.
-        return connect_begins(sk, unsafe { &mut (*scratch).call });
-    }
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: whole objects.
-    let (known, call) = unsafe { (&mut *state, &mut (*scratch).call) };
-    if known.flags & SOCK_OPAQUE != 0 {
-        if new == TCP_CLOSE {
-            opaque::end(known.cookie);
-        }
-        return;
-    }
-    let socket_family = sk.family();
-    if old == TCP_SYN_SENT && known.flags & SOCK_CONNECTING != 0 {
-        identify(sk, call, socket_family, TX);
-        locate(sk, call, socket_family, known.cookie);
-        return connect_fails(sk, known, call);
-    }
-    if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
-        count(KernelCounter::OpaqueLateJoin);
-    }
-    if known.exchange.state & EX_OPEN == 0 && known.queued == 0 {
-        return;
-    }
-    if new != TCP_CLOSE && known.role != ROLE_SERVER {
-        // A client may shut its sending side down and still read the response.
-        return;
-    }
-    identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family, known.cookie);
-    call.errno = sk.error();
-    let point = if known.role == ROLE_SERVER && known.framing[TX as usize].phase == phase::UNTIL_CLOSE {
-        RESPONSE_ENDS
-    } else if i32::from(call.errno) == ECONNRESET || i32::from(call.errno) == EPIPE || call.errno == ETIMEDOUT {
-        RESPONSE_RESET
-    } else {
-        RESPONSE_CLOSED
-    };
-    if known.role == ROLE_CLIENT && arch::in_close() {
-        unit::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
-    }
-    engine::finish_all(known, scratch, point);
-}
-
-/// nginx closes a socket that it made for a request and sent nothing on: it goes on with that request, at once.
-#[inline(always)]
-pub fn on_destroy(sk: Sock) {
-    let state = access::state(sk);
-    if state.is_null() {
-        return;
-    }
-    // SAFETY: non-null: a whole state.
-    let known = unsafe { &*state };
-    if known.flags & SOCK_INHERITED == 0 || known.role != ROLE_UNKNOWN || !arch::in_close() {
-        return;
-    }
-    // SAFETY: no arguments.
-    let thread = unsafe { bpf_get_current_pid_tgid() };
-    unit::received(&known.exchange, known.exchange.class, thread, true);
-}
-
-/// A connect of a process somebody asked for: what it is for is known now, in its own thread.
-#[inline(always)]
-fn connect_begins(sk: Sock, call: &mut Call) {
-    let Some(settings) = SETTINGS.get_ptr(0) else { return };
-    // SAFETY: an element of an array.
-    let settings = unsafe { &*settings };
-    if settings.flags & setting::CAPTURE == 0 {
-        return;
-    }
-    let socket_family = sk.family();
-    identify(sk, call, socket_family, TX);
-    if !admit(call, settings) {
-        return;
-    }
-    let provisional = call.class == ProcessClass::Unclassified as u8;
-    call.class = class_or_name(u32::from(call.class)) as u8;
-    locate(sk, call, socket_family, access::cookie(sk, socket_family));
-    let state = access::make_state(sk);
-    if state.is_null() {
-        return count(KernelCounter::StateFull);
-    }
-    // SAFETY: non-null: a whole state.
-    let state = unsafe { &mut *state };
-    state.cookie = call.cookie;
-    state.flags = SOCK_CONNECTING;
-    state.position = [0; 2];
-    state.seen = [0; 2];
-    let exchange = &mut state.exchange;
-    exchange.request_first_ns = now(call);
-    exchange.pid = (call.pid_tgid >> 32) as u32;
-    exchange.tid = call.pid_tgid as u32;
-    exchange.class = call.class;
-    exchange.side = ROLE_CLIENT;
-    exchange.flags = if provisional { flag::UNCLASSIFIED } else { 0 };
-    if call.process_flags & process_flag::SERVES != 0 {
-        exchange.flags |= flag::PROCESS_SERVES;
-        unit::connecting(exchange, call);
-        if exchange.cause != cause::NONE {
-            state.flags |= SOCK_INHERITED;
-        }
-    }
-}
-
-/// The connect came to nothing.
-#[inline(always)]
-fn connect_fails(sk: Sock, state: &mut SockState, call: &mut Call) {
-    state.flags &= !SOCK_CONNECTING;
-    call.errno = sk.error();
-    let outcome_code = match call.errno {
-        ECONNREFUSED => outcome::CONNECT_REFUSED,
-        ETIMEDOUT => outcome::CONNECT_TIMEOUT,
-        _ => outcome::CONNECT_RESET,
-    };
-    if state.exchange.cause == cause::IO && arch::in_connect() {
-        unit::connect_failed(&state.exchange, call);
-    }
-    crate::exchange::connect_failed(&mut state.exchange, call, outcome_code);
 }

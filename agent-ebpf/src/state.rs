@@ -123,6 +123,9 @@ pub struct Unit {
     pub flags: u8,
     /// context_flags of the request.
     pub context_flags: u8,
+    /// nginx: requests this worker has put off (`worker`).
+    pub waiting: u32,
+    pub reserved: u32,
 }
 
 /// Bits of [`Unit::flags`].
@@ -132,6 +135,8 @@ pub const UNIT_COMPLETE: u8 = 2;
 pub const UNIT_DEAD: u8 = 4;
 /// nginx: the receive that made this unit has been used up.
 pub const UNIT_CONSUMED: u8 = 8;
+/// nginx: the request was read to its last byte.
+pub const UNIT_WHOLE: u8 = 16;
 
 /// An inbound header context on an open request of a process: for header equality.
 #[repr(C)]

@@ -11,9 +11,10 @@ use crate::count::{cost, count};
 use crate::ids;
 use crate::maps::{INBOUND, PROCESSES, UNITS};
 use crate::state::{
-    Call, Exchange, Inbound, InboundKey, Unit, EX_REQUEST_DONE, ROLE_CLIENT, ROLE_SERVER, UNIT_AMBIGUOUS,
+    Call, Exchange, Inbound, InboundKey, Unit, EX_REQUEST_DONE, ROLE_CLIENT, UNIT_AMBIGUOUS,
     UNIT_BLOCKING, UNIT_CLOSED, UNIT_COMPLETE, UNIT_CONSUMED, UNIT_DEAD, UNIT_NONE, UNIT_OPEN,
 };
+use crate::worker::{self, is_nginx};
 
 /// How many forks away from the request's process a child may be.
 const GENERATIONS: u32 = 4;
@@ -42,11 +43,6 @@ fn is_by_thread(class: u8, unit_flags: u8) -> bool {
     }
 }
 
-#[inline(always)]
-fn is_nginx(class: u8) -> bool {
-    class == ProcessClass::Nginx as u8
-}
-
 /// A request was read whole up to the end of its head: this thread serves it now.
 #[inline(always)]
 pub fn open(exchange: &Exchange, call: &Call) {
@@ -67,6 +63,8 @@ pub fn open(exchange: &Exchange, call: &Call) {
         tenant: exchange.request.tenant,
         parent: 0,
         connecting: 0,
+        waiting: 0,
+        reserved: 0,
         state: UNIT_OPEN,
         cause: cause::THREAD,
         flags,
@@ -130,8 +128,14 @@ pub fn close(exchange: &Exchange, answered: bool) {
     if exchange.request.context_format == context_format::W3C {
         forget_context(exchange);
     }
-    if !keeps_units(exchange.class) || is_nginx(exchange.class) {
-        // nginx's unit was used up when the answer began (`answering`), and goes on if there was none.
+    if is_nginx(exchange.class) {
+        // Without an answer the worker may go on.
+        if answered {
+            worker::answered(exchange);
+        }
+        return;
+    }
+    if !keeps_units(exchange.class) {
         return;
     }
     let reader = u64::from(exchange.pid) << 32 | u64::from(exchange.tid);
@@ -151,138 +155,13 @@ pub fn close(exchange: &Exchange, answered: bool) {
     }
 }
 
-/// nginx's receive rule (correlation.md A3): what the worker sends next, it sends for the request of the socket it
-/// has just read from, or whose upstream socket it has just closed. For an upstream socket that is the request which
-/// caused the upstream exchange. `span_id` 0 (a socket that is not understood): it works for nobody we know.
-#[inline(always)]
-pub fn received(exchange: &Exchange, class: u8, thread: u64, known: bool) {
-    if is_nginx(class) {
-        receive(exchange, thread, known);
-    }
-}
-
-/// As [`received`], for nginx.
-///
-/// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
-#[cfg_attr(feature = "untyped", inline(never))]
-#[cfg_attr(not(feature = "untyped"), inline(always))]
-fn receive(exchange: &Exchange, thread: u64, known: bool) {
-    let server = exchange.side == ROLE_SERVER;
-    cost(KernelCounter::MapOperations);
-    let Some(entry) = UNITS.get_ptr_mut(&thread) else {
-        // The worker's first receive: an entry to be changed in place from now on.
-        let unit = Unit {
-            trace_id: [0; 2],
-            span_id: 0,
-            tenant: 0,
-            parent: 0,
-            connecting: 0,
-            reader: exchange.pid,
-            state: UNIT_NONE,
-            cause: cause::IO,
-            flags: UNIT_COMPLETE,
-            context_flags: 0,
-        };
-        let _ = UNITS.insert(&thread, &unit, 0);
-        return received_by(exchange, thread, known);
-    };
-    // SAFETY: a live map value.
-    work_for(unsafe { &mut *entry }, exchange, server, known);
-}
-
-/// As [`received`], for an entry that has just been made.
-#[inline(always)]
-fn received_by(exchange: &Exchange, thread: u64, known: bool) {
-    if let Some(entry) = UNITS.get_ptr_mut(&thread) {
-        // SAFETY: a live map value.
-        work_for(unsafe { &mut *entry }, exchange, exchange.side == ROLE_SERVER, known);
-    }
-}
-
-/// Makes the exchange's request what the unit works for.
-#[inline(always)]
-fn work_for(entry: &mut Unit, exchange: &Exchange, server: bool, known: bool) {
-    entry.cause = cause::IO;
-    entry.flags = UNIT_COMPLETE;
-    if !known || (!server && exchange.cause != cause::IO) {
-        entry.span_id = 0;
-        entry.state = UNIT_NONE;
-        return;
-    }
-    entry.trace_id = if server {
-        ids::trace_id(&exchange.request)
-    } else {
-        exchange.related_trace_id
-    };
-    entry.span_id = if server {
-        exchange.span_id
-    } else {
-        exchange.related_span_id
-    };
-    entry.tenant = exchange.request.tenant;
-    entry.context_flags = exchange.request.context_flags;
-    entry.state = UNIT_OPEN;
-}
-
-/// The thread works for nobody we know from now on.
-#[inline(always)]
-pub fn forget(thread: u64) {
-    cost(KernelCounter::MapOperations);
-    if let Some(entry) = UNITS.get_ptr_mut(&thread) {
-        // SAFETY: a live map value.
-        unsafe { (*entry).state = UNIT_NONE };
-    }
-}
-
-/// nginx has begun to answer: it does not go on to call anybody for that request out of this receive.
-#[inline(always)]
-pub fn answering(exchange: &Exchange, thread: u64) {
-    if !is_nginx(exchange.class) {
-        return;
-    }
-    cost(KernelCounter::MapOperations);
-    if let Some(entry) = UNITS.get_ptr_mut(&thread) {
-        // SAFETY: a live map value.
-        unsafe { (*entry).flags |= UNIT_CONSUMED };
-    }
-}
-
 /// A connect began on this thread: what it is for, is known now; the send comes out of a later event.
 #[inline(always)]
 pub fn connecting(exchange: &mut Exchange, call: &Call) {
     let Some(unit) = current(call.pid_tgid) else { return };
     take(exchange, &unit, (call.pid_tgid >> 32) as u32);
     if is_nginx(exchange.class) {
-        consume(call.pid_tgid, call.cookie);
-    }
-}
-
-/// nginx: an edge serves one outgoing head; the next needs a receive of its own.
-#[inline(always)]
-fn consume(thread: u64, cookie: u64) {
-    cost(KernelCounter::MapOperations);
-    if let Some(entry) = UNITS.get_ptr_mut(&thread) {
-        // SAFETY: a live map value.
-        let entry = unsafe { &mut *entry };
-        entry.flags |= UNIT_CONSUMED;
-        entry.connecting = cookie;
-    }
-}
-
-/// nginx: the connect failed inside the call (loopback: the reset is handled before connect() returns), so the
-/// worker goes on with the same request.
-#[inline(always)]
-pub fn connect_failed(exchange: &Exchange, call: &Call) {
-    if !is_nginx(exchange.class) {
-        return;
-    }
-    cost(KernelCounter::MapOperations);
-    if let Some(entry) = UNITS.get_ptr_mut(&call.pid_tgid) {
-        // SAFETY: a live map value.
-        let entry = unsafe { &mut *entry };
-        if entry.connecting == call.cookie && entry.span_id == exchange.related_span_id {
-            entry.flags &= !UNIT_CONSUMED;
-        }
+        worker::consume(call.pid_tgid, call.cookie);
     }
 }
 
@@ -325,7 +204,7 @@ pub fn attribute(exchange: &mut Exchange, call: &Call) {
         let Some(unit) = current(call.pid_tgid) else { return };
         take(exchange, &unit, process);
         if is_nginx(exchange.class) {
-            consume(call.pid_tgid, 0);
+            worker::consume(call.pid_tgid, 0);
         }
         // A child that forwards what its parent read (CGI): remembered under the process that read it.
         if has_context && unit.cause == cause::PROCESS && forwarded(exchange, unit.reader) {
@@ -356,7 +235,7 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     exchange.cause = unit.cause;
     exchange.related_span_id = unit.span_id;
     exchange.related_trace_id = unit.trace_id;
-    if unit.state == UNIT_AMBIGUOUS {
+    if unit.state == UNIT_AMBIGUOUS || unit.waiting != 0 {
         exchange.flags |= flag::AMBIGUOUS;
     }
     if unit.flags & UNIT_COMPLETE != 0 {
@@ -506,6 +385,7 @@ pub fn inherit(child: u64) {
     let inherited = Unit {
         parent,
         connecting: 0,
+        waiting: 0,
         state: UNIT_OPEN,
         cause: cause::PROCESS,
         ..unit

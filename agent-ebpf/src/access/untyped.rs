@@ -125,7 +125,9 @@ pub fn peer_cookie(peer: Sock) -> u64 {
 
 /// What both ends of a unix stream know its receiving end by; 0 if it is not known. Its cookie is not: the receiver may
 /// not have been accepted when the sender sends.
-#[inline(always)]
+///
+/// verifier: a frame of its own, as `read`.
+#[inline(never)]
 pub fn receiver(sk: Sock, call: &Call) -> u64 {
     let (receiver, sender) = if call.direction == RX {
         (sk.0 as u64, call.remote_addr[0])
@@ -171,7 +173,9 @@ fn forget(key: u64, state: &SockState) {
 }
 
 /// State of a socket that is followed from now on: zeroes; null if there is no room.
-#[inline(always)]
+///
+/// verifier: a frame of its own, as `read`.
+#[inline(never)]
 pub fn make_state(sk: Sock) -> *mut SockState {
     const { assert!(size_of::<SockState>() <= size_of::<crate::maps::Carry>()) };
     let key = sk.0 as u64;

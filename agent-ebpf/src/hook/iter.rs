@@ -3,8 +3,10 @@
 
 use aya_ebpf::helpers::generated::bpf_sock_from_file;
 
-use crate::sk::{load, Sock, AF_UNIX};
-use crate::{access, offsets as off, socket};
+use crate::sk::{load, Sock};
+#[cfg(feature = "untyped")]
+use crate::{access, gone};
+use crate::{before, connection, offsets as off};
 
 /// `struct bpf_iter__task_file`: meta, task, fd, file.
 const TASK_FILE_FILE: usize = 24;
@@ -45,8 +47,8 @@ pub unsafe extern "C" fn mark_old_sockets(ctx: *const u8) -> i32 {
     }
     // SAFETY: socket.sk.
     let sk = Sock(unsafe { load(socket, off::socket_sk()) });
-    if !sk.0.is_null() && sk.family() == AF_UNIX && sk.is_stream(AF_UNIX) {
-        access::mark(sk);
+    if !sk.0.is_null() {
+        before::mark(sk);
     }
     0
 }
@@ -62,7 +64,7 @@ pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
     // SAFETY: bpf_iter__bpf_sk_storage_map.sk.
     let sk = unsafe { context(ctx, SK_STORAGE_SK) };
     if !sk.is_null() {
-        socket::sweep(Sock(sk));
+        connection::sweep(Sock(sk));
     }
     0
 }
@@ -83,9 +85,9 @@ pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
     // SAFETY: a key of SOCKETS: a socket's address.
     let sk = Sock(unsafe { *key.cast::<*const u8>() });
     if access::is_closed(sk) {
-        socket::sweep_closed(sk);
+        gone::sweep(sk);
     } else {
-        socket::sweep(sk);
+        connection::sweep(sk);
     }
     0
 }

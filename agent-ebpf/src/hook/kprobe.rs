@@ -8,11 +8,11 @@
 use aya_ebpf::macros::{kprobe, kretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
+use crate::gone;
 use crate::hook::call::{self, begin, end, is_wanted, CALLS};
 use crate::maps::slot;
 use crate::offsets as off;
 use crate::sk::{load, Sock};
-use crate::socket;
 
 /// Functions that a thread may be in.
 const TCP_RECEIVE: u32 = 1;
@@ -187,7 +187,7 @@ pub fn return_unix_stream_sendpage(ctx: RetProbeContext) -> u32 {
 fn enter_unix(what: u32, ctx: &ProbeContext, flags: u32, slot: u32) {
     let missed = begin(what, sock_of_socket(ctx), flags);
     if !missed.0.is_null() {
-        socket::missed(missed, slot);
+        gone::missed(missed, slot);
     }
 }
 

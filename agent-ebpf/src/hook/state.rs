@@ -4,7 +4,7 @@
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 
-use crate::{access, socket};
+use crate::{access, connection};
 
 /// TCP states (include/net/tcp_states.h).
 const TCP_ESTABLISHED: i32 = 1;
@@ -16,7 +16,7 @@ const TCP_SYN_RECV: i32 = 3;
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
     let sk = access::sock(ctx.arg(0));
-    socket::on_destroy(sk);
+    connection::on_destroy(sk);
     access::ends(sk);
     0
 }
@@ -29,6 +29,6 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     if new == TCP_SYN_SENT || (old == TCP_SYN_RECV && new == TCP_ESTABLISHED) {
         access::begins(sk);
     }
-    socket::on_state(sk, old, new);
+    connection::on_state(sk, old, new);
     0
 }

@@ -52,7 +52,7 @@ fn tables(connections: u32) -> [(&'static str, u32); 5] {
     ]
 }
 
-const OFFSETS: [(&str, &str, &str); 27] = [
+const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -65,6 +65,7 @@ const OFFSETS: [(&str, &str, &str); 27] = [
     ("OFF_SK_PROTOCOL", "sock", "sk_protocol"),
     ("OFF_SK_SOCKET", "sock", "sk_socket"),
     ("OFF_SK_ERR", "sock", "sk_err"),
+    ("OFF_SK_STATE", "sock", "skc_state"),
     ("OFF_SOCKET_FILE", "socket", "file"),
     ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_FILE_FLAGS", "file", "f_flags"),

@@ -32,7 +32,14 @@ impl Site {
         self.location("location /status { stub_status; }")
     }
 
-    /// Any location, as it stands in the configuration.
+    /// Any directives of the `http` block.
+    pub fn http(mut self, text: &str) -> Self {
+        self.upstreams.push_str(text);
+        self.upstreams.push('\n');
+        self
+    }
+
+    /// Any location or directive of the `server` block, as it stands in the configuration.
     pub fn location(mut self, text: &str) -> Self {
         self.locations.push_str(text);
         self.locations.push('\n');
