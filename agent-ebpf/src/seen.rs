@@ -1,6 +1,7 @@
 //! What passes on a TCP socket without a hook's knowledge: found by comparing its sequence numbers with what was seen.
 
-use crate::sk::Sock;
+use crate::maps::SOCKETS;
+use crate::sk::{Sock, AF_UNIX};
 use crate::state::{Call, SockState, EX_OPEN, ROLE_CLIENT, ROLE_UNKNOWN, RX, TX};
 
 /// Bytes may pass unseen: a program that is preempted in one thread is not run for another on the same CPU (trampolines;
@@ -17,6 +18,25 @@ pub fn is_missing(call: &Call, seen: &mut [u32; 2], len: u32) -> bool {
     let missing = *seen != 0 && end.wrapping_sub(*seen) > 1;
     *seen = end;
     missing
+}
+
+/// No program has seen the call that has just moved `len` bytes: the last byte seen lies that far behind. A socket that
+/// nothing is known of may be one that nobody asks for; `socket::on_call` finds out.
+#[inline(always)]
+pub fn is_left_out(sk: Sock, len: u32, direction: u32) -> bool {
+    let family = sk.family();
+    if family == AF_UNIX || !sk.is_stream(family) {
+        return false;
+    }
+    let state = sk.storage(&SOCKETS, 0);
+    if state.is_null() {
+        return true;
+    }
+    // SAFETY: non-null: a whole state.
+    let seen = unsafe { (*state).seen[(direction & 1) as usize] };
+    // A FIN that came with the last bytes counts as one.
+    let behind = passed(sk, direction).wrapping_sub(seen);
+    seen == 0 || behind == len || behind == len.wrapping_add(1)
 }
 
 /// An answer, and its request has passed unseen.

@@ -151,7 +151,7 @@ const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
-const STRUCTS: [&str; 9] = [
+const STRUCTS: [&str; 10] = [
     "sock",
     "socket",
     "file",
@@ -161,6 +161,7 @@ const STRUCTS: [&str; 9] = [
     "unix_sock",
     "task_struct",
     "linux_binprm",
+    "tracepoint",
 ];
 
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` reads.
@@ -265,7 +266,7 @@ impl Kernel {
             self.attached.retain(|name| !hooks.contains(name));
             let (rest, mut refusals) = (self.chosen.rest.clone(), self.chosen.refusals.clone());
             refusals.push(refusal(self.chosen.family, &error));
-            let types = Btf::load(Path::new(btf::VMLINUX), &[], &[])?;
+            let types = Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?;
             self.chosen = choose(&mut self.ebpf, rest, refusals, (&types, &AyaBtf::from_sys_fs()?))?;
         }
     }
