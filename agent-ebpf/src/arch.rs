@@ -70,9 +70,3 @@ fn current_call() -> u64 {
 pub fn in_close() -> bool {
     current_call() == 3
 }
-
-/// The current task is in connect(2).
-#[inline(always)]
-pub fn in_connect() -> bool {
-    current_call() == 42
-}

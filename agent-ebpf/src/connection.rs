@@ -350,8 +350,5 @@ fn connect_fails(sk: Sock, state: &mut SockState, call: &mut Call) {
         ETIMEDOUT => outcome::CONNECT_TIMEOUT,
         _ => outcome::CONNECT_RESET,
     };
-    if state.exchange.cause == cause::IO && arch::in_connect() {
-        worker::connect_failed(&state.exchange, call);
-    }
     crate::exchange::connect_failed(&mut state.exchange, call, outcome_code);
 }

@@ -48,7 +48,7 @@ pub fn on_call(
     }
     if direction == TX && nginx {
         if state.role == ROLE_CLIENT {
-            worker::consume(thread, 0);
+            worker::consume(thread);
         } else {
             worker::moves_on(thread);
         }

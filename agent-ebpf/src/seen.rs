@@ -19,6 +19,26 @@ pub fn is_missing(call: &Call, seen: &mut [u32; 2], len: u32) -> bool {
     missing
 }
 
+/// No program has seen the call that has just moved `len` bytes: the last byte seen lies that far behind. A socket that
+/// nothing is known of may be one that nobody asks for; `socket::on_call` finds out.
+#[cfg(not(feature = "untyped"))]
+#[inline(always)]
+pub fn is_left_out(sk: Sock, len: u32, direction: u32) -> bool {
+    let family = sk.family();
+    if family == crate::sk::AF_UNIX || !sk.is_stream(family) {
+        return false;
+    }
+    let state = crate::access::state(sk);
+    if state.is_null() {
+        return true;
+    }
+    // SAFETY: non-null: a whole state.
+    let seen = unsafe { (*state).seen[(direction & 1) as usize] };
+    // A FIN that came with the last bytes counts as one.
+    let behind = passed(sk, direction).wrapping_sub(seen);
+    seen == 0 || behind == len || behind == len.wrapping_add(1)
+}
+
 /// An answer, and its request has passed unseen.
 #[inline(always)]
 pub fn is_unasked(sk: Sock, state: &SockState, direction: u32) -> bool {

@@ -47,6 +47,9 @@ pub struct Hook {
 impl Hook {
     pub const RECEIVE: Self = Self::new(RX, slot::RECEIVE);
     pub const SEND: Self = Self::new(TX, slot::SEND);
+    /// The programs of unix sockets belong to another family, so their elements are free.
+    pub const RECEIVE_AGAIN: Self = Self::new(RX, slot::UNIX_RECEIVE);
+    pub const SEND_AGAIN: Self = Self::new(TX, slot::UNIX_SEND);
     pub const TCP_RECVMSG: Self = Self::RECEIVE;
     pub const TCP_SENDMSG: Self = Self::SEND;
     #[cfg(not(feature = "untyped"))]
@@ -179,6 +182,15 @@ fn number_unix(sk: Sock, call: &mut Call, position: u32, late: bool) {
     call.seq = ((hash >> 32) as u32).wrapping_add(position);
     call.ack = hash as u32;
     call.has_key = 1;
+}
+
+/// A send or receive that another program on the same hook may have been left out of. Only TCP's numbers tell.
+#[cfg(not(feature = "untyped"))]
+#[inline(always)]
+pub fn on_call_left_out(sk: Sock, len: i32, flags: u32, hook: Hook) {
+    if len > 0 && flags & (MSG_PEEK | MSG_ERRQUEUE) == 0 && seen::is_left_out(sk, len as u32, hook.direction) {
+        on_call(sk, len, flags, hook);
+    }
 }
 
 /// A send or receive that has just returned `len` on `sk`.

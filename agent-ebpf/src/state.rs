@@ -112,8 +112,6 @@ pub struct Unit {
     pub tenant: u64,
     /// For a child forked while the request was open: the unit it inherits from; else 0.
     pub parent: u64,
-    /// nginx: cookie of the socket whose connect() this thread began last.
-    pub connecting: u64,
     /// Process that read the request.
     pub reader: u32,
     pub state: u8,

@@ -11,8 +11,8 @@ use crate::count::{cost, count};
 use crate::ids;
 use crate::maps::{INBOUND, PROCESSES, UNITS};
 use crate::state::{
-    Call, Exchange, Inbound, InboundKey, Unit, EX_REQUEST_DONE, ROLE_CLIENT, UNIT_AMBIGUOUS,
-    UNIT_BLOCKING, UNIT_CLOSED, UNIT_COMPLETE, UNIT_CONSUMED, UNIT_DEAD, UNIT_NONE, UNIT_OPEN,
+    Call, Exchange, Inbound, InboundKey, Unit, EX_REQUEST_DONE, ROLE_CLIENT, UNIT_AMBIGUOUS, UNIT_BLOCKING,
+    UNIT_CLOSED, UNIT_COMPLETE, UNIT_CONSUMED, UNIT_DEAD, UNIT_NONE, UNIT_OPEN,
 };
 use crate::worker::{self, is_nginx};
 
@@ -62,7 +62,6 @@ pub fn open(exchange: &Exchange, call: &Call) {
         span_id: exchange.span_id,
         tenant: exchange.request.tenant,
         parent: 0,
-        connecting: 0,
         waiting: 0,
         reserved: 0,
         state: UNIT_OPEN,
@@ -161,7 +160,7 @@ pub fn connecting(exchange: &mut Exchange, call: &Call) {
     let Some(unit) = current(call.pid_tgid) else { return };
     take(exchange, &unit, (call.pid_tgid >> 32) as u32);
     if is_nginx(exchange.class) {
-        worker::consume(call.pid_tgid, call.cookie);
+        worker::consume(call.pid_tgid);
     }
 }
 
@@ -204,7 +203,7 @@ pub fn attribute(exchange: &mut Exchange, call: &Call) {
         let Some(unit) = current(call.pid_tgid) else { return };
         take(exchange, &unit, process);
         if is_nginx(exchange.class) {
-            worker::consume(call.pid_tgid, 0);
+            worker::consume(call.pid_tgid);
         }
         // A child that forwards what its parent read (CGI): remembered under the process that read it.
         if has_context && unit.cause == cause::PROCESS && forwarded(exchange, unit.reader) {
@@ -384,7 +383,6 @@ pub fn inherit(child: u64) {
     }
     let inherited = Unit {
         parent,
-        connecting: 0,
         waiting: 0,
         state: UNIT_OPEN,
         cause: cause::PROCESS,

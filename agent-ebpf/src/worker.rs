@@ -9,15 +9,15 @@
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use spanwire_common::abi::{cause, flag, ProcessClass};
+use spanwire_common::drop::KernelCounter;
 
 use crate::count::cost;
 use crate::ids;
 use crate::maps::{DEFERRED, UNITS};
 use crate::state::{
-    Call, Exchange, Unit, EX_EXCLUDED, EX_HEAD, EX_REQUEST_DONE, ROLE_SERVER, UNIT_COMPLETE, UNIT_CONSUMED, UNIT_NONE,
+    Exchange, Unit, EX_EXCLUDED, EX_HEAD, EX_REQUEST_DONE, ROLE_SERVER, UNIT_COMPLETE, UNIT_CONSUMED, UNIT_NONE,
     UNIT_OPEN, UNIT_WHOLE,
 };
-use spanwire_common::drop::KernelCounter;
 
 /// Flag of a map update: only a new entry (include/uapi/linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
@@ -62,7 +62,6 @@ fn begin(thread: u64, reader: u32) {
         span_id: 0,
         tenant: 0,
         parent: 0,
-        connecting: 0,
         reader,
         state: UNIT_NONE,
         cause: cause::IO,
@@ -205,13 +204,12 @@ pub fn closes(exchange: &Exchange, thread: u64) {
 /// An edge serves one outgoing head, or connect; the next needs a receive of its own. While others wait, it may have
 /// been for one of them: then the unit's own request waits as well.
 #[inline(always)]
-pub fn consume(thread: u64, cookie: u64) {
+pub fn consume(thread: u64) {
     if let Some(unit) = unit_of(thread) {
         if unit.waiting != 0 {
             put_off(unit);
         }
         unit.flags |= UNIT_CONSUMED;
-        unit.connecting = cookie;
     }
 }
 
@@ -221,19 +219,5 @@ pub fn moves_on(thread: u64) {
     if let Some(unit) = unit_of(thread) {
         put_off(unit);
         unit.flags |= UNIT_CONSUMED;
-    }
-}
-
-/// The connect failed inside the call (loopback: the reset is handled before connect() returns), so the worker goes on
-/// with the same request.
-#[inline(always)]
-pub fn connect_failed(exchange: &Exchange, call: &Call) {
-    if !is_nginx(exchange.class) {
-        return;
-    }
-    if let Some(unit) = unit_of(call.pid_tgid) {
-        if unit.connecting == call.cookie && unit.span_id == exchange.related_span_id {
-            unit.flags &= !UNIT_CONSUMED;
-        }
     }
 }

@@ -51,6 +51,29 @@ impl<'a> Seen<'a> {
         }
     }
 
+    /// Client spans of the time of a span, for a message: who they were placed under, and why.
+    fn around(&self, front: &Span) -> String {
+        let near = self.spans.iter().filter(|span| {
+            span.kind == Kind::Client
+                && span.service() == front.service()
+                && span.start_ns >= front.start_ns
+                && span.start_ns <= front.end_ns
+        });
+        let lines: Vec<_> = near
+            .map(|span| {
+                format!(
+                    "{} {:?} {} {:?} under {:?}",
+                    span.name,
+                    span.path(),
+                    span.parent_source(),
+                    span.attribute("spanwire.parent.reason"),
+                    span.parent_span_id
+                )
+            })
+            .collect();
+        format!("client spans meanwhile: {lines:#?}")
+    }
+
     /// Client spans below a span, in order of start: with a path or without one (a connect that failed has none).
     fn calls_of(&self, parent: &Span) -> Vec<&'a Span> {
         let mut calls: Vec<_> = self
@@ -316,7 +339,7 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
                     answered(good, 200).with_context(|| id.clone())?;
                     repeated += 1;
                 }
-                _ => bail!("{id}: {} attempts", attempts.len()),
+                _ => bail!("{id}: {} attempts; {}", attempts.len(), seen.around(front)),
             }
         }
         ensure!(

@@ -41,6 +41,7 @@ const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
 
 /// One type of the type section.
 struct Entry {
@@ -165,7 +166,7 @@ impl Btf {
         let body = at + 12;
         let extra = match kind {
             // int, var, decl_tag
-            1 | 14 | 17 => 4,
+            1 | KIND_VAR | 17 => 4,
             // array
             3 => 12,
             // struct, union, datasec, enum64
@@ -194,6 +195,12 @@ impl Btf {
         let prototype = self.walk().find(|(_, entry)| named(entry))?.1.refers_to;
         let (_, entry) = self.walk().find(|(id, _)| *id == prototype)?;
         (entry.kind == KIND_FUNC_PROTO).then_some(entry.count)
+    }
+
+    /// The kernel has a variable of this name that each CPU has its own of (BTF knows no others). Walks all types.
+    pub fn has_percpu_variable(&self, name: &str) -> bool {
+        self.walk()
+            .any(|(_, entry)| entry.kind == KIND_VAR && self.is_named(entry.name_at, name))
     }
 
     /// Every type with its id.

@@ -155,7 +155,13 @@ impl Family {
     /// [`HooksError::Function`], [`HooksError::Absent`].
     pub fn hooks(self, types: &Btf) -> Result<Vec<&'static str>, HooksError> {
         match self {
-            Self::TpBtf => Ok(vec!["sock_recv_length", "sock_send_length"]),
+            Self::TpBtf => {
+                let mut names = vec!["sock_recv_length", "sock_send_length"];
+                if tracepoints_are_preemptible(types) {
+                    names.extend(AGAIN);
+                }
+                Ok(names)
+            }
             Self::Fexit => fexit_hooks(|name| types.parameters(name)),
             Self::Kprobe => {
                 pmu("kprobe")?;
@@ -167,6 +173,22 @@ impl Family {
             }
         }
     }
+}
+
+/// Second programs on the tracepoints, attached after the first.
+const AGAIN: [&str; 2] = ["sock_recv_length_again", "sock_send_length_again"];
+
+/// A thread can be preempted in a tracepoint's program, and the kernel then leaves that program out for others on the CPU.
+/// So it is where tracepoints are guarded by SRCU and not by switching preemption off (7.x: include/linux/tracepoint.h,
+/// `guard(srcu_fast_notrace)(&tracepoint_srcu)`). Up to 6.12 a variable of that name guarded others, and `struct
+/// tracepoint` had no `ext` then.
+fn tracepoints_are_preemptible(types: &Btf) -> bool {
+    types.offset("tracepoint", "ext").is_ok() && types.has_percpu_variable("tracepoint_srcu_srcu_data")
+}
+
+/// The tracepoint that a program is for.
+fn tracepoint_of(name: &'static str) -> &'static str {
+    name.strip_suffix("_again").unwrap_or(name)
 }
 
 fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'static str>, HooksError> {
@@ -241,7 +263,7 @@ const SYSCALLS: [(&str, &[&[&str]]); 3] = [
 /// The verifier's, or that there is no such program.
 pub fn load(ebpf: &mut Ebpf, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
     match ebpf.program_mut(name) {
-        Some(Program::BtfTracePoint(program)) => program.load(name, types),
+        Some(Program::BtfTracePoint(program)) => program.load(tracepoint_of(name), types),
         Some(Program::FExit(program)) => FExit::load(program, name, types),
         Some(Program::KProbe(program)) => KProbe::load(program),
         Some(Program::TracePoint(program)) => TracePoint::load(program),

@@ -95,7 +95,7 @@ const OFFSETS_UNTYPED: [(&str, &str, &str); 8] = [
     ("OFF_INODE_MODE", "inode", "i_mode"),
 ];
 
-const STRUCTS: [&str; 13] = [
+const STRUCTS: [&str; 14] = [
     "sock",
     "socket",
     "file",
@@ -105,6 +105,7 @@ const STRUCTS: [&str; 13] = [
     "unix_sock",
     "task_struct",
     "linux_binprm",
+    "tracepoint",
     "files_struct",
     "fdtable",
     "inode",
