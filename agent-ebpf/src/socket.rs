@@ -339,7 +339,7 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
 
 /// The process is known and no selector asks for it: the cheapest way out for everything that is not captured.
 #[inline(always)]
-fn refused_as_a_whole() -> bool {
+pub fn refused_as_a_whole() -> bool {
     // SAFETY: no arguments.
     let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     cost(KernelCounter::MapOperations);

@@ -279,7 +279,10 @@ pub fn is_exact(exchange: &Exchange) -> bool {
 }
 
 /// The outgoing context came in on exactly one open request of this process.
-#[inline(always)]
+///
+/// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
 fn forwarded(exchange: &mut Exchange, pid: u32) -> bool {
     let key = InboundKey {
         trace_id: ids::trace_id(&exchange.request),

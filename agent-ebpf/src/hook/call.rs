@@ -5,10 +5,10 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::btf_map;
 
-use crate::maps::PROCESSES;
+use crate::maps::SETTINGS;
 use crate::sk::Sock;
 use crate::socket::{self, Hook};
-use spanwire_common::abi::{process_flag, setting, CallKey, CallUnderWay};
+use spanwire_common::abi::{setting, CallKey, CallUnderWay};
 
 /// (thread, function or system call) -> the socket it is at work on. Written at its entry; kept afterwards, marked as
 /// told, until the thread comes again or the entry is the one unused for longest.
@@ -29,19 +29,11 @@ pub fn key(what: u32) -> CallKey {
 /// Capture is on, and the current process is not refused as a whole.
 #[inline(always)]
 pub fn is_wanted() -> bool {
-    let Some(settings) = crate::maps::SETTINGS.get_ptr(0) else {
+    let Some(settings) = SETTINGS.get_ptr(0) else {
         return false;
     };
     // SAFETY: an array element.
-    if unsafe { (*settings).flags } & setting::CAPTURE == 0 {
-        return false;
-    }
-    // SAFETY: no arguments.
-    let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
-    PROCESSES.get_ptr(&pid).is_none_or(|process| {
-        // SAFETY: a live map value.
-        unsafe { (*process).flags & process_flag::EXCLUDED == 0 }
-    })
+    unsafe { (*settings).flags & setting::CAPTURE != 0 && !socket::refused_as_a_whole() }
 }
 
 /// A call begins. Returns the socket of an earlier one whose end was not seen, or null.
