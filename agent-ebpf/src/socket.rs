@@ -311,8 +311,9 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     cost(KernelCounter::ProgramRuns);
     locate(sk, call, socket_family, access::cookie(sk, socket_family));
     let mut position = [0; 2];
-    let first =
-        socket_family != AF_UNIX && number(sk, call, &mut position, len.wrapping_add(hook.later)) && seen::is_untouched(sk, call, position);
+    let first = socket_family != AF_UNIX
+        && number(sk, call, &mut position, len.wrapping_add(hook.later))
+        && seen::is_untouched(sk, call, position);
     if own {
         if direction == TX && call.has_key != 0 {
             wire::leave_own(wire::key(call, 0));

@@ -188,7 +188,9 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
         worker.degradations.push(format!("hooks not used: {refusal}"));
     }
     for gap in worker.path.kernel.family().gaps() {
-        worker.degradations.push(format!("{}: {gap}", worker.path.kernel.family().name()));
+        worker
+            .degradations
+            .push(format!("{}: {gap}", worker.path.kernel.family().name()));
     }
     tracing::info!(family = worker.path.kernel.family().name(), hooks = ?worker.path.kernel.attached(), "attached");
     for hook in worker.path.kernel.attached() {

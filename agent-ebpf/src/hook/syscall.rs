@@ -205,7 +205,9 @@ fn each_message(count: i32, tell: impl Fn(i32, u32) -> u32) {
 /// sys_exit_* of calls that receive.
 #[tracepoint]
 pub fn sys_exit_receive(ctx: TracePointContext) -> u32 {
-    let Some((sk, flags, number)) = ended(&ctx) else { return 0 };
+    let Some((sk, flags, number)) = ended(&ctx) else {
+        return 0;
+    };
     let result = field(&ctx, RESULT) as i32;
     if number == nr::RECVMMSG {
         each_message(result, |length, later| call::received(sk, length, flags, later));

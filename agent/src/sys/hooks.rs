@@ -67,9 +67,7 @@ const FEXIT: [Hook; 6] = [
 #[derive(Debug, Error)]
 pub enum HooksError {
     /// `SPANWIRE_HOOKS` names none.
-    #[error(
-        "SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, got {0:?}"
-    )]
+    #[error("SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, got {0:?}")]
     Unknown(String),
     /// The kernel has no such hooks.
     #[error("{0}")]
@@ -247,7 +245,14 @@ pub(super) fn recvmsg_flags(types: &Btf) -> u32 {
 
 const RECEIVING: [&str; 6] = ["read", "readv", "preadv2", "recvfrom", "recvmsg", "recvmmsg"];
 const SENDING: [&str; 8] = [
-    "write", "writev", "pwritev2", "sendto", "sendmsg", "sendmmsg", "sendfile64", "splice",
+    "write",
+    "writev",
+    "pwritev2",
+    "sendto",
+    "sendmsg",
+    "sendmmsg",
+    "sendfile64",
+    "splice",
 ];
 
 /// Programs of system calls, each with the tracepoints it is put on: the end of the name, and the calls.
@@ -385,6 +390,9 @@ mod tests {
             assert_eq!(Family::named(family.name()).unwrap(), family);
         }
         let refusal = Family::named("uprobe").unwrap_err().to_string();
-        assert!(refusal.contains("\"uprobe\"") && refusal.contains("kprobe, syscalls"), "{refusal}");
+        assert!(
+            refusal.contains("\"uprobe\"") && refusal.contains("kprobe, syscalls"),
+            "{refusal}"
+        );
     }
 }

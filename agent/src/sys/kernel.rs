@@ -240,7 +240,9 @@ impl Kernel {
         }
         Err(KernelError::Walk {
             name: "mark_old_sockets",
-            refusal: bpf::Refusal::absent(format!("there are more unix sockets than the {room} that can be marked")),
+            refusal: bpf::Refusal::absent(format!(
+                "there are more unix sockets than the {room} that can be marked"
+            )),
         })
     }
 
@@ -303,7 +305,8 @@ impl Kernel {
 
     /// Instructions the verifier walked for each program, where the kernel tells (5.16+).
     pub fn verified(&self) -> Vec<(String, u32)> {
-        self.loaded.ebpf
+        self.loaded
+            .ebpf
             .programs()
             .filter_map(|(name, program)| {
                 program

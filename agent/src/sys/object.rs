@@ -191,10 +191,7 @@ impl Loader {
             }
             // A `struct socket` begins its `struct socket_alloc`.
             let inode = self.types.offset("socket_alloc", "vfs_inode")?;
-            offsets.push((
-                "OFF_SOCKET_INODE_NUMBER",
-                inode + self.types.offset("inode", "i_ino")?,
-            ));
+            offsets.push(("OFF_SOCKET_INODE_NUMBER", inode + self.types.offset("inode", "i_ino")?));
         }
         Ok(offsets)
     }
