@@ -13,9 +13,9 @@
 mod known;
 mod processes;
 mod snapshot;
+mod unmet;
 mod upkeep;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -27,18 +27,19 @@ use spanwire_common::drop::UserDrop;
 
 use self::known::Known;
 pub use self::snapshot::{ProcessLine, Snapshot};
+use self::unmet::{Missing, Unmet};
 use crate::assemble::{Assembler, Output};
 use crate::budget::{Budget, CpuStage, Refusal};
 use crate::config::SelectorRules;
 use crate::counters::{Counters, LimitDrop};
-use crate::decode::{self, Event, Link, Sequence};
+use crate::decode::{self, Event, Sequence};
 use crate::discover::addresses::NodeAddresses;
 use crate::discover::{Discoverer, Hint};
 use crate::enrich::{ClockOffset, Enricher};
 use crate::export::ExporterHandle;
 use crate::route::Router;
 use crate::sample::Sampler;
-use crate::span::{Settled, SpanBatch, SpanId, TraceAlias, TraceId};
+use crate::span::{Settled, SpanBatch, TraceAlias, TraceId};
 use crate::store::Store;
 use crate::sys::kernel::{self, Kernel};
 use crate::sys::ring::Rings;
@@ -48,6 +49,8 @@ use crate::sys::usage;
 const NAP: Duration = Duration::from_millis(50);
 /// Records taken from one ring before the others are looked at.
 const DRAIN: usize = 4096;
+/// Outputs that an emptied list keeps room for.
+const SPARE_OUTPUTS: usize = 1024;
 
 /// Where finished spans go.
 #[derive(Default)]
@@ -167,11 +170,12 @@ struct Worker {
     sequence: Sequence,
     clock: ClockOffset,
     outputs: Vec<Output>,
+    spare_outputs: Vec<Output>,
     known: Known,
     lost: u64,
     turns_taken: u64,
-    /// When to look, and for whom: (wire key, server's span and trace).
-    unmet: VecDeque<(u64, Unmet)>,
+    /// Server exchanges whose clients are looked for.
+    unmet: Unmet,
     /// What does not work as it should on this node.
     degradations: Vec<String>,
     next_turns_ns: u64,
@@ -184,15 +188,6 @@ struct Worker {
     gave_back_ns: u64,
 }
 
-/// A server exchange that did not meet its client: wire key, span, trace.
-type Unmet = (u64, SpanId, TraceId);
-
-/// Where a client's hook comes after its server's, its end lies on the wire with nobody to take it. It is looked for
-/// shortly before the server's span leaves (assemble's settle window is 1 s).
-const LOOK_AFTER_NS: u64 = 850_000_000;
-/// So many are looked for at most; those behind are on their own.
-const UNMET: usize = 16_384;
-
 impl Worker {
     fn new(path: DataPath) -> Self {
         let router = Router::new(path.sinks.len(), crate::route::Batching::default());
@@ -201,11 +196,12 @@ impl Worker {
             router,
             sequence: Sequence::new(),
             clock: ClockOffset(kernel::monotonic_to_unix_ns().cast_signed()),
-            outputs: Vec::with_capacity(DRAIN),
+            outputs: Vec::new(),
+            spare_outputs: Vec::new(),
             known: Known::default(),
             lost: 0,
             turns_taken: 0,
-            unmet: VecDeque::new(),
+            unmet: Unmet::default(),
             degradations: Vec::new(),
             next_turns_ns: 0,
             next_sweep_ns: 0,
@@ -273,6 +269,7 @@ impl Worker {
             if let Some(refusal) = self.path.budget.refuses(TraceId(record.trace_id)) {
                 return self.pass_over(record, refusal, now_ns);
             }
+            self.look_before_one_leaves(record, now_ns);
         }
         let outputs = &mut self.outputs;
         self.path
@@ -300,16 +297,33 @@ impl Worker {
 
     fn drain_outputs(&mut self, now_ns: u64) {
         while !self.outputs.is_empty() {
-            for output in std::mem::take(&mut self.outputs) {
+            // The two lists take turns, so that neither is allocated again for every exchange.
+            let mut outputs = std::mem::replace(&mut self.outputs, std::mem::take(&mut self.spare_outputs));
+            for output in outputs.drain(..) {
                 match output {
                     Output::Settled(settled) => self.settled(settled, now_ns),
                     Output::Alias(alias) => self.path.sinks.alias(alias),
-                    Output::Unmet { wire_key, span, trace } => self.look_later((wire_key, span, trace), now_ns),
+                    Output::Unmet {
+                        wire_key,
+                        cookie,
+                        span,
+                        trace,
+                    } => self.unmet.push(
+                        Missing {
+                            wire_key,
+                            cookie,
+                            span,
+                            trace,
+                        },
+                        now_ns,
+                    ),
                     Output::Kept { is_server } => self.path.counters.kept(is_server),
                     Output::Dropped(reason, count) => self.path.counters.dropped(reason, count),
                     Output::Classify { pid } => self.classify(&Hint::pid(pid), now_ns),
                 }
             }
+            outputs.shrink_to(SPARE_OUTPUTS);
+            self.spare_outputs = outputs;
         }
     }
 
@@ -329,28 +343,6 @@ impl Worker {
         let sinks = &self.path.sinks;
         self.router
             .push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
-    }
-
-    fn look_later(&mut self, unmet: Unmet, now_ns: u64) {
-        if self.unmet.len() < UNMET {
-            self.unmet.push_back((now_ns + LOOK_AFTER_NS, unmet));
-        }
-    }
-
-    /// Looks on the wire for clients that came second.
-    fn look_for_unmet(&mut self, until_ns: u64, now_ns: u64) {
-        while let Some((_, (wire_key, span, trace))) = self.unmet.pop_front_if(|(due_ns, _)| *due_ns <= until_ns) {
-            let Some(wire) = self.path.kernel.take_wire(wire_key).filter(|wire| wire.own == 0) else {
-                continue;
-            };
-            let link = Link {
-                client_span: SpanId(wire.span_id.to_ne_bytes()),
-                client_trace: TraceId(zerocopy::transmute!(wire.trace_id)),
-                server_span: span,
-                server_trace: trace,
-            };
-            self.take(Event::Link(link), now_ns);
-        }
     }
 
     /// Detaches, then empties every stage into the sinks.

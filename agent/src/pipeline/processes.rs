@@ -38,6 +38,8 @@ impl Worker {
         if self.path.addresses.meet(pid) {
             self.path.assembler.set_addresses(self.path.addresses.all());
         }
+        // Whoever sends on a connection may be captured from now on.
+        self.unmet.meet_everybody();
         let masks = self.path.rules.process_masks(&facts(process));
         let captured = self.path.rules.may_capture(masks);
         let verdict = process.verdict();
