@@ -61,8 +61,11 @@ impl Unmet {
         Some(missing)
     }
 
-    /// Nobody was found at the other end of this connection.
+    /// Nobody was found at the other end of this connection. One without a cookie cannot be told from others.
     fn found_nobody(&mut self, cookie: u64) {
+        if cookie == 0 {
+            return;
+        }
         if self.strangers.len() >= STRANGERS {
             self.strangers.clear();
         }
