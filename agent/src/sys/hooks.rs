@@ -1,6 +1,8 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
+use std::collections::HashMap;
+
 use aya::programs::{FExit, Program, ProgramError};
 use aya::{Btf as AyaBtf, Ebpf};
 use thiserror::Error;
@@ -153,12 +155,37 @@ fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'stati
     Ok(names)
 }
 
-/// Loads a program of any family.
+/// Loads programs of any family, each in a thread of its own: a load is one system call, in which the kernel verifies the
+/// program, and it verifies several beside each other.
 ///
 /// # Errors
-/// The verifier's, or that there is no such program.
-pub fn load(ebpf: &mut Ebpf, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
-    match ebpf.program_mut(name) {
+/// The verifier's about the first program that it refuses, or that there is no such program. Others may be loaded.
+pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(), (&'static str, ProgramError)> {
+    let mut programs: HashMap<String, &mut Program> = ebpf
+        .programs_mut()
+        .map(|(name, program)| (name.to_owned(), program))
+        .collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let begun: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let program = programs.remove(*name);
+                (*name, scope.spawn(move || load_one(program, name, types)))
+            })
+            .collect();
+        let ended = begun.into_iter().map(|(name, thread)| (name, thread.join()));
+        ended.collect()
+    });
+    for (name, result) in results {
+        result
+            .unwrap_or(Err(ProgramError::UnexpectedProgramType))
+            .map_err(|error| (name, error))?;
+    }
+    Ok(())
+}
+
+fn load_one(program: Option<&mut Program>, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
+    match program {
         Some(Program::BtfTracePoint(program)) => program.load(tracepoint_of(name), types),
         Some(Program::FExit(program)) => FExit::load(program, name, types),
         _ => Err(ProgramError::UnexpectedProgramType),

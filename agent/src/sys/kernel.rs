@@ -4,19 +4,19 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::Iter;
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader};
 use spanwire_common::abi;
 use spanwire_common::drop::KERNEL_COUNTERS;
 use thiserror::Error;
 
 use super::bpf::{self, one_line};
-use super::btf::{self, Btf, BtfError};
+use super::btf::BtfError;
 use super::hooks::{self, Family, HooksError, ALWAYS};
 use super::pod;
+use super::types::KernelTypes;
 
 /// The kernel side, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_OBJECT"));
@@ -151,19 +151,6 @@ const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
-const STRUCTS: [&str; 10] = [
-    "sock",
-    "socket",
-    "file",
-    "net",
-    "ns_common",
-    "tcp_sock",
-    "unix_sock",
-    "task_struct",
-    "linux_binprm",
-    "tracepoint",
-];
-
 /// CLOCK_MONOTONIC in nanoseconds: what `bpf_ktime_get_ns` reads.
 pub fn monotonic_ns() -> u64 {
     clock_ns(libc::CLOCK_MONOTONIC)
@@ -194,13 +181,12 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError`], naming what the kernel refused.
-    pub fn load(options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
-        let types = Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?;
+    pub fn load(types: &KernelTypes, options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
         let mut offsets = Vec::with_capacity(OFFSETS.len());
         for (global, structure, field) in OFFSETS {
-            let mut offset = types.offset(structure, field)?;
+            let mut offset = types.btf.offset(structure, field)?;
             if field == "ns" {
-                offset += types.offset("ns_common", "inum")?;
+                offset += types.btf.offset("ns_common", "inum")?;
             }
             offsets.push((global, offset));
         }
@@ -208,10 +194,9 @@ impl Kernel {
         let port_selectors = u32::from(options.port_selectors);
         let count_costs = u32::from(options.count_costs);
         let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))? as u32;
-        let aya_btf = AyaBtf::from_sys_fs()?;
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(aya::VerifierLogLevel::STATS);
-        loader.btf(Some(&aya_btf));
+        loader.btf(Some(&types.aya));
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
@@ -224,9 +209,7 @@ impl Kernel {
         }
         let mut ebpf = loader.load(OBJECT)?;
         let rings = make_rings(&mut ebpf, cpus, options.ring_bytes)?;
-        for name in ALWAYS {
-            hooks::load(&mut ebpf, name, &aya_btf).map_err(refused(name))?;
-        }
+        hooks::load(&mut ebpf, &ALWAYS, &types.aya).map_err(|(name, error)| refused(name)(error))?;
         for (name, kind) in WALKS {
             let walk: &mut Iter = ebpf
                 .program_mut(name)
@@ -234,11 +217,11 @@ impl Kernel {
                 .try_into()
                 .map_err(refused(name))?;
             // Nothing stands on these: what is lost without them, says the caller of the walk.
-            if let Err(error) = walk.load(kind, &aya_btf) {
+            if let Err(error) = walk.load(kind, &types.aya) {
                 tracing::debug!(name, error = one_line(&chain(&error)), "walk not loaded");
             }
         }
-        let chosen = choose(&mut ebpf, Family::to_try()?.into(), Vec::new(), (&types, &aya_btf))?;
+        let chosen = choose(&mut ebpf, Family::to_try()?.into(), Vec::new(), types)?;
         let kernel = Self {
             ebpf,
             attached: Vec::new(),
@@ -266,8 +249,7 @@ impl Kernel {
             self.attached.retain(|name| !hooks.contains(name));
             let (rest, mut refusals) = (self.chosen.rest.clone(), self.chosen.refusals.clone());
             refusals.push(refusal(self.chosen.family, &error));
-            let types = Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?;
-            self.chosen = choose(&mut self.ebpf, rest, refusals, (&types, &AyaBtf::from_sys_fs()?))?;
+            self.chosen = choose(&mut self.ebpf, rest, refusals, &KernelTypes::read()?)?;
         }
     }
 
@@ -498,10 +480,10 @@ fn choose(
     ebpf: &mut Ebpf,
     mut rest: VecDeque<Family>,
     mut refusals: Vec<String>,
-    (types, aya_btf): (&Btf, &AyaBtf),
+    types: &KernelTypes,
 ) -> Result<Chosen, KernelError> {
     while let Some(family) = rest.pop_front() {
-        match load_family(ebpf, family, types, aya_btf) {
+        match load_family(ebpf, family, types) {
             Ok(hooks) => {
                 return Ok(Chosen {
                     family,
@@ -521,20 +503,13 @@ fn refusal(family: Family, error: &KernelError) -> String {
     format!("{}: {}", family.name(), one_line(&error.to_string()))
 }
 
-fn load_family(
-    ebpf: &mut Ebpf,
-    family: Family,
-    types: &Btf,
-    aya_btf: &AyaBtf,
-) -> Result<Vec<&'static str>, KernelError> {
-    let hooks = family.hooks(types)?;
-    for name in &hooks {
-        if let Err(error) = hooks::load(ebpf, name, aya_btf) {
-            for name in &hooks {
-                hooks::unload(ebpf, name);
-            }
-            return Err(refused(name)(error));
+fn load_family(ebpf: &mut Ebpf, family: Family, types: &KernelTypes) -> Result<Vec<&'static str>, KernelError> {
+    let hooks = family.hooks(&types.btf)?;
+    if let Err((name, error)) = hooks::load(ebpf, &hooks, &types.aya) {
+        for name in &hooks {
+            hooks::unload(ebpf, name);
         }
+        return Err(refused(name)(error));
     }
     Ok(hooks)
 }

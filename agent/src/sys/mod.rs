@@ -8,4 +8,5 @@ pub mod memory;
 pub mod pod;
 pub mod probe;
 pub mod ring;
+pub mod types;
 pub mod usage;
