@@ -78,6 +78,7 @@ impl Node for ThisNode {
 
     fn load_programs(&self) -> Result<&'static str, String> {
         use crate::sys::kernel::{Kernel, Options};
+        use crate::sys::types::KernelTypes;
         let options = Options {
             ring_bytes: 64 << 10,
             connections: 1_024,
@@ -85,7 +86,8 @@ impl Node for ThisNode {
             deadline_ns: 0,
             count_costs: false,
         };
-        Kernel::load(options)
+        KernelTypes::read()
+            .and_then(|types| Kernel::load(&types, options))
             .map(|(kernel, _)| kernel.family().name())
             .map_err(|error| one_line(&error.to_string()))
     }

@@ -71,7 +71,8 @@ impl Router {
         if self.open.is_empty() {
             return;
         }
-        let batch: SpanBatch = Arc::from(std::mem::take(&mut self.open));
+        // The open list keeps its room for the next batch.
+        let batch: SpanBatch = self.open.drain(..).collect();
         for sink in 0..self.sinks {
             out(sink, Arc::clone(&batch));
         }

@@ -28,6 +28,7 @@ use crate::store::{QueueBounds, Retention, Store};
 use crate::sys::kernel::{self, Kernel};
 use crate::sys::probe::effective_capabilities;
 use crate::sys::ring::Rings;
+use crate::sys::types::KernelTypes;
 use crate::sys::usage;
 use crate::web::{ApiState, Readiness, Server};
 
@@ -46,6 +47,7 @@ pub fn run(config: &Config) -> Result<()> {
     }
     usage::keep_little_memory();
     let _lock = Lock::take()?;
+    let types = KernelTypes::begin();
     let bounds = Bounds::of(&config.limits);
     let store = open_store(config, &bounds)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,14 +65,16 @@ pub fn run(config: &Config) -> Result<()> {
         let _inside = runtime.enter();
         Exporters::start(&exporter_settings(config), tuning(&bounds), &counters)?
     };
-    let (mut kernel, rings) = Kernel::load(kernel::Options {
+    let options = kernel::Options {
         ring_bytes: ring_bytes()?,
         connections: config.limits.connections,
         port_selectors: !rules.ports().is_empty(),
         deadline_ns: deadline_ns()?,
         count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
-    })
-    .context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
+    };
+    let loaded = types.wait().and_then(|types| Kernel::load(&types, options));
+    let (mut kernel, rings) =
+        loaded.context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
     let facts = RunFacts {
         generation: 1,
         own_pid: std::process::id(),

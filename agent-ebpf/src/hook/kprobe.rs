@@ -16,11 +16,8 @@ use crate::sk::{load, Sock};
 
 /// Functions that a thread may be in.
 const TCP_RECEIVE: u32 = 1;
-const TCP_SEND: u32 = 2;
-const TCP_PAGE: u32 = 3;
-const UNIX_RECEIVE: u32 = 4;
-const UNIX_SEND: u32 = 5;
-const UNIX_PAGE: u32 = 6;
+const SEND: u32 = 2;
+const UNIX_RECEIVE: u32 = 3;
 
 /// Stands for bytes of which it is not known where in the caller's buffer they went.
 const MSG_TRUNC: u32 = 0x20;
@@ -62,7 +59,7 @@ fn recvmsg_flags(ctx: &ProbeContext) -> u32 {
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, [int nonblock,] int flags, int *addr_len)`
 #[kprobe]
-pub fn enter_tcp_recvmsg(ctx: ProbeContext) -> u32 {
+pub fn enter_tcp_receive(ctx: ProbeContext) -> u32 {
     if is_wanted() {
         begin(TCP_RECEIVE, sock(&ctx), recvmsg_flags(&ctx));
     }
@@ -102,100 +99,63 @@ pub fn tcp_cleanup_rbuf(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `int tcp_sendmsg(struct sock *, struct msghdr *, size_t)`
+/// `int tcp_sendmsg(struct sock *, ...)`, and `tcp_sendpage` (sendfile and splice before 6.5).
 #[kprobe]
-pub fn enter_tcp_sendmsg(ctx: ProbeContext) -> u32 {
+pub fn enter_tcp_send(ctx: ProbeContext) -> u32 {
     if is_wanted() {
-        begin(TCP_SEND, sock(&ctx), 0);
+        enter(SEND, sock(&ctx), 0, slot::SEND);
     }
     0
 }
 
-/// See [`enter_tcp_sendmsg`].
-#[kretprobe]
-pub fn return_tcp_sendmsg(ctx: RetProbeContext) -> u32 {
-    sent(TCP_SEND, &ctx)
-}
-
-/// `int tcp_sendpage(struct sock *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
+/// `int unix_stream_sendmsg(struct socket *, ...)`, and `unix_stream_sendpage` (sendfile and splice before 6.5).
 #[kprobe]
-pub fn enter_tcp_sendpage(ctx: ProbeContext) -> u32 {
+pub fn enter_unix_send(ctx: ProbeContext) -> u32 {
     if is_wanted() {
-        begin(TCP_PAGE, sock(&ctx), 0);
+        enter(SEND, sock_of_socket(&ctx), 0, slot::SEND);
     }
     0
 }
 
-/// See [`enter_tcp_sendpage`].
+/// The end of any of these.
 #[kretprobe]
-pub fn return_tcp_sendpage(ctx: RetProbeContext) -> u32 {
-    sent(TCP_PAGE, &ctx)
+pub fn return_send(ctx: RetProbeContext) -> u32 {
+    if let Some(call) = end(SEND) {
+        call::sent(call.sock, ctx.ret(), 0, 0);
+    }
+    0
 }
 
 /// `int unix_stream_recvmsg(struct socket *, struct msghdr *, size_t, int flags)`
 #[kprobe]
-pub fn enter_unix_stream_recvmsg(ctx: ProbeContext) -> u32 {
+pub fn enter_unix_receive(ctx: ProbeContext) -> u32 {
     if is_wanted() {
         let flags: Option<u64> = ctx.arg(3);
-        enter_unix(UNIX_RECEIVE, &ctx, flags.unwrap_or(0) as u32, slot::UNIX_RECEIVE);
+        enter(
+            UNIX_RECEIVE,
+            sock_of_socket(&ctx),
+            flags.unwrap_or(0) as u32,
+            slot::RECEIVE,
+        );
     }
     0
 }
 
-/// See [`enter_unix_stream_recvmsg`].
+/// See [`enter_unix_receive`].
 #[kretprobe]
-pub fn return_unix_stream_recvmsg(ctx: RetProbeContext) -> u32 {
+pub fn return_unix_receive(ctx: RetProbeContext) -> u32 {
     if let Some(call) = end(UNIX_RECEIVE) {
         call::received(call.sock, ctx.ret(), call.flags, 0);
     }
     0
 }
 
-/// `int unix_stream_sendmsg(struct socket *, struct msghdr *, size_t)`
-#[kprobe]
-pub fn enter_unix_stream_sendmsg(ctx: ProbeContext) -> u32 {
-    if is_wanted() {
-        enter_unix(UNIX_SEND, &ctx, 0, slot::UNIX_SEND);
-    }
-    0
-}
-
-/// See [`enter_unix_stream_sendmsg`].
-#[kretprobe]
-pub fn return_unix_stream_sendmsg(ctx: RetProbeContext) -> u32 {
-    sent(UNIX_SEND, &ctx)
-}
-
-/// `ssize_t unix_stream_sendpage(struct socket *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
-#[kprobe]
-pub fn enter_unix_stream_sendpage(ctx: ProbeContext) -> u32 {
-    if is_wanted() {
-        enter_unix(UNIX_PAGE, &ctx, 0, slot::UNIX_PAGE);
-    }
-    0
-}
-
-/// See [`enter_unix_stream_sendpage`].
-#[kretprobe]
-pub fn return_unix_stream_sendpage(ctx: RetProbeContext) -> u32 {
-    sent(UNIX_PAGE, &ctx)
-}
-
-/// A call on a unix socket begins. No numbers on these show that a call was missed: one whose return was, tells of it
-/// when its thread comes again.
+/// A call begins. No numbers on unix sockets show that one was missed: that a return was, shows when its thread comes
+/// again.
 #[inline(always)]
-fn enter_unix(what: u32, ctx: &ProbeContext, flags: u32, slot: u32) {
-    let missed = begin(what, sock_of_socket(ctx), flags);
+fn enter(what: u32, sk: Sock, flags: u32, slot: u32) {
+    let missed = begin(what, sk, flags);
     if !missed.0.is_null() {
         gone::missed(missed, slot);
     }
-}
-
-/// The result of what [`begin`] noted.
-#[inline(always)]
-fn sent(what: u32, ctx: &RetProbeContext) -> u32 {
-    if let Some(call) = end(what) {
-        call::sent(call.sock, ctx.ret(), 0, 0);
-    }
-    0
 }

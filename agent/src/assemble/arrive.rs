@@ -92,6 +92,7 @@ impl Assembler {
                 } else if has(record, flag::WIRE_KEY) && self.peer_place(record) == Place::Node {
                     out(Output::Unmet {
                         wire_key: record.wire_key,
+                        cookie: record.cookie,
                         span: SpanId(record.span_id),
                         trace: TraceId(record.trace_id),
                     });

@@ -94,6 +94,8 @@ pub enum Output {
     Unmet {
         /// The key it would lie under.
         wire_key: u64,
+        /// The server's socket.
+        cookie: u64,
         span: SpanId,
         trace: TraceId,
     },
@@ -244,6 +246,14 @@ impl Assembler {
         self.seen.advance(now_ns);
         self.shelf.advance(now_ns);
         self.attempts.advance(now_ns);
+    }
+
+    /// The exchange that has to leave early if one more comes now, for want of room.
+    pub fn leaves_early(&self) -> Option<SpanId> {
+        if self.window.len() < self.options.max_held {
+            return None;
+        }
+        self.window.records().next().map(|record| SpanId(record.span_id))
     }
 
     /// Lets go of everything: the agent stops.

@@ -104,6 +104,12 @@ pub(crate) fn encode_resource(resource: &Resource, out: &mut Vec<u8>) {
 
 /// The content of a `Span` message, in the order of the field numbers, as prost writes.
 pub(crate) fn encode_span(span: &Span, out: &mut Vec<u8>) {
+    encode_span_with(span, |key| key, out);
+}
+
+/// As [`encode_span`], with another name for each attribute.
+#[inline]
+pub(crate) fn encode_span_with(span: &Span, name: impl Fn(&str) -> &str, out: &mut Vec<u8>) {
     put_bytes(tag::SPAN_TRACE_ID, &span.trace_id.0, out);
     put_bytes(tag::SPAN_SPAN_ID, &span.span_id.0, out);
     put_text(
@@ -119,11 +125,11 @@ pub(crate) fn encode_span(span: &Span, out: &mut Vec<u8>) {
     put_fixed64(tag::SPAN_START, span.start_unix_ns, out);
     put_fixed64(tag::SPAN_END, span.end_unix_ns, out);
     for (key, value) in &span.attributes {
-        encode_attribute(tag::SPAN_ATTRIBUTES, key, value, out);
+        encode_attribute(tag::SPAN_ATTRIBUTES, name(key), value, out);
     }
     if let Some(tenant) = otlp::missing_tenant(span) {
         let (key, value) = tenant_attribute(tenant);
-        encode_attribute(tag::SPAN_ATTRIBUTES, &key, &value, out);
+        encode_attribute(tag::SPAN_ATTRIBUTES, name(&key), &value, out);
     }
     encode_status(otlp::status_code(span.status), out);
     let flags = otlp::span_flags(span);

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use rusqlite::{params, Connection, OptionalExtension};
 
 use super::encode;
@@ -19,7 +20,7 @@ const CHAIN_MAX: usize = 16;
 #[derive(Default)]
 pub(super) struct Resources {
     /// By address.
-    known: HashMap<usize, Known>,
+    known: HashMap<usize, Known, RandomState>,
 }
 
 struct Known {
@@ -94,7 +95,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 /// The last aliases, forgotten first in, first out.
 #[derive(Default)]
 pub(super) struct RecentAliases {
-    canonical: HashMap<TraceId, TraceId>,
+    canonical: HashMap<TraceId, TraceId, RandomState>,
     order: VecDeque<TraceId>,
 }
 

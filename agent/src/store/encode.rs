@@ -1,4 +1,5 @@
-//! A part's body: `varint resource id, varint length, OTLP Span message`, for each of its spans.
+//! A part's body: `varint resource id, varint length, OTLP Span message`, for each of its spans. The attributes' names are
+//! shortened (`keys`).
 //!
 //! The trace id in a message is the one the span came with; the row's is right, since a trace that joins another is
 //! moved by changing the row alone.
@@ -6,6 +7,7 @@
 use opentelemetry_proto::tonic::trace::v1::Span as ProtoSpan;
 use prost::Message;
 
+use super::keys;
 use crate::export::wire;
 use crate::span::{Resource, Span};
 
@@ -20,7 +22,7 @@ pub(super) fn resource(resource: &Resource, out: &mut Vec<u8>) {
 /// Appends one span to a body. `scratch` is reused between calls.
 pub(super) fn span(span: &Span, resource_id: i64, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
     scratch.clear();
-    wire::encode_span(span, scratch);
+    wire::encode_span_with(span, keys::short, scratch);
     varint(resource_id as u64, out);
     varint(scratch.len() as u64, out);
     out.extend_from_slice(scratch);
@@ -52,8 +54,15 @@ impl Iterator for Spans<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (resource_id, message) = self.next_raw()?;
-        Some((resource_id, ProtoSpan::decode(message).ok()?))
+        Some((resource_id, decode(message)?))
     }
+}
+
+/// Decodes a message of [`Spans::next_raw`]; `None` where it is malformed.
+pub(super) fn decode(message: &[u8]) -> Option<ProtoSpan> {
+    let mut span = ProtoSpan::decode(message).ok()?;
+    keys::expand(&mut span);
+    Some(span)
 }
 
 /// Appends an unsigned varint.

@@ -22,6 +22,7 @@ mod cache;
 mod encode;
 mod filter;
 mod histogram;
+mod keys;
 mod query;
 mod queue;
 mod retain;

@@ -356,7 +356,7 @@ impl<'a> Snapshot<'a> {
             {
                 continue;
             }
-            if ProtoSpan::decode(message).is_ok_and(|span| filter.fits_span(&span, &resource.resource.attributes)) {
+            if encode::decode(message).is_some_and(|span| filter.fits_span(&span, &resource.resource.attributes)) {
                 return Ok(true);
             }
         }

@@ -9,6 +9,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use rusqlite::{params, Connection, OptionalExtension};
 
 use super::encode::{read_varint, varint};
@@ -151,9 +152,9 @@ type Key = (u64, Kind, Arc<str>, Arc<str>);
 /// Counts of the batch at hand and the edges that are not whole yet.
 #[derive(Default)]
 pub(super) struct Rollup {
-    rows: HashMap<Key, Counts>,
+    rows: HashMap<Key, Counts, RandomState>,
     /// By the client span's id.
-    waiting: HashMap<SpanId, Side>,
+    waiting: HashMap<SpanId, Side, RandomState>,
     /// When each began to wait, oldest first.
     order: VecDeque<(u64, SpanId)>,
     nobody: Option<Arc<str>>,

@@ -16,7 +16,8 @@ const APPLICATION_ID: i64 = 0x5350_5752;
 const PAGE_BYTES: u32 = 8192;
 
 /// Each entry takes the schema from its index to the next version (`user_version`). Never edit one that was released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- Spans of one trace that were written together. Ids rise in the order of arrival. `newest` is the highest `start`
     -- of all parts up to and including this one: a scan from the newest part knows when nothing earlier can matter.
     CREATE TABLE part(
@@ -41,7 +42,11 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE rollup(
         slot INTEGER NOT NULL, kind INTEGER NOT NULL, service TEXT NOT NULL, peer TEXT NOT NULL, data BLOB NOT NULL,
         PRIMARY KEY(slot, kind, service, peer)) STRICT, WITHOUT ROWID;
-"];
+    ",
+    "
+    -- Attributes' names in `part.body` may be codes (`keys`). What was written before is read as it is.
+",
+];
 
 /// Opens the store in `dir` for writing. Creates directory and file; moves a corrupt file aside and begins a new one.
 /// The second value says where the corrupt file went.
@@ -196,7 +201,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     if application != APPLICATION_ID {
         return Err(StoreError::Foreign { path: path.to_owned() });
     }
-    if version as usize != MIGRATIONS.len() {
+    // Every version so far reads the ones before it.
+    if !(1..=MIGRATIONS.len()).contains(&(version as usize)) {
         return Err(StoreError::Newer {
             path: path.to_owned(),
             version: version as usize,

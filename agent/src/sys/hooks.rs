@@ -1,6 +1,7 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -116,7 +117,7 @@ impl Family {
     pub(super) const fn traces(self) -> &'static [u64] {
         match self {
             Self::TpBtf | Self::Fexit => &[],
-            Self::Kprobe => &[1, 2, 4, 5],
+            Self::Kprobe => &[1, 2, 3],
             Self::Syscalls => &[0],
         }
     }
@@ -163,7 +164,7 @@ impl Family {
             Self::Fexit => fexit_hooks(|name| types.parameters(name)),
             Self::Kprobe => {
                 pmu("kprobe")?;
-                Ok(kprobe_hooks(|name| types.parameters(name).is_some()))
+                Ok(KPROBES.iter().map(|(program, _)| *program).collect())
             }
             Self::Syscalls => {
                 Tracefs::open()?.id("syscalls", "sys_exit_recvfrom")?;
@@ -209,30 +210,29 @@ fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'stati
     Ok(names)
 }
 
-/// Programs of kprobes and the functions they are put on. Ends of calls before their beginnings: what a beginning has
+/// Programs of kprobes and the functions they are put on, one or several. Ends of calls before their beginnings: what a beginning has
 /// noted finds its end.
-const KPROBES: [(&str, &CStr); 12] = [
-    ("tcp_cleanup_rbuf", c"tcp_cleanup_rbuf"),
-    ("return_unix_stream_recvmsg", c"unix_stream_recvmsg"),
-    ("return_tcp_sendmsg", c"tcp_sendmsg"),
-    ("return_unix_stream_sendmsg", c"unix_stream_sendmsg"),
-    ("return_tcp_sendpage", c"tcp_sendpage"),
-    ("return_unix_stream_sendpage", c"unix_stream_sendpage"),
-    ("enter_tcp_recvmsg", c"tcp_recvmsg"),
-    ("enter_unix_stream_recvmsg", c"unix_stream_recvmsg"),
-    ("enter_tcp_sendmsg", c"tcp_sendmsg"),
-    ("enter_unix_stream_sendmsg", c"unix_stream_sendmsg"),
-    ("enter_tcp_sendpage", c"tcp_sendpage"),
-    ("enter_unix_stream_sendpage", c"unix_stream_sendpage"),
+const KPROBES: [(&str, &[&CStr]); 7] = [
+    ("tcp_cleanup_rbuf", &[c"tcp_cleanup_rbuf"]),
+    ("return_unix_receive", &[c"unix_stream_recvmsg"]),
+    (
+        "return_send",
+        &[
+            c"tcp_sendmsg",
+            c"unix_stream_sendmsg",
+            c"tcp_sendpage",
+            c"unix_stream_sendpage",
+        ],
+    ),
+    ("enter_tcp_receive", &[c"tcp_recvmsg"]),
+    ("enter_unix_receive", &[c"unix_stream_recvmsg"]),
+    ("enter_tcp_send", &[c"tcp_sendmsg", c"tcp_sendpage"]),
+    ("enter_unix_send", &[c"unix_stream_sendmsg", c"unix_stream_sendpage"]),
 ];
 
-/// All but those on functions that later kernels do not have, and do not need.
-fn kprobe_hooks(exists: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    KPROBES
-        .into_iter()
-        .filter(|(program, function)| !program.ends_with("sendpage") || function.to_str().is_ok_and(&exists))
-        .map(|(program, _)| program)
-        .collect()
+/// Functions that later kernels do not have, and do not need.
+fn is_optional(function: &CStr) -> bool {
+    function.to_bytes().ends_with(b"sendpage")
 }
 
 /// Index of the flags among the parameters of `tcp_recvmsg`: 5.19 dropped the one before them, later kernels the one after.
@@ -262,12 +262,37 @@ const SYSCALLS: [(&str, &[&[&str]]); 3] = [
     ("sys_enter", &[&RECEIVING, &SENDING]),
 ];
 
-/// Loads a program of any family.
+/// Loads programs of any family, each in a thread of its own: a load is one system call, in which the kernel verifies the
+/// program, and it verifies several beside each other.
 ///
 /// # Errors
-/// The verifier's, or that there is no such program.
-pub fn load(ebpf: &mut Ebpf, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
-    match ebpf.program_mut(name) {
+/// The verifier's about the first program that it refuses, or that there is no such program. Others may be loaded.
+pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(), (&'static str, ProgramError)> {
+    let mut programs: HashMap<String, &mut Program> = ebpf
+        .programs_mut()
+        .map(|(name, program)| (name.to_owned(), program))
+        .collect();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let begun: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let program = programs.remove(*name);
+                (*name, scope.spawn(move || load_one(program, name, types)))
+            })
+            .collect();
+        let ended = begun.into_iter().map(|(name, thread)| (name, thread.join()));
+        ended.collect()
+    });
+    for (name, result) in results {
+        result
+            .unwrap_or(Err(ProgramError::UnexpectedProgramType))
+            .map_err(|error| (name, error))?;
+    }
+    Ok(())
+}
+
+fn load_one(program: Option<&mut Program>, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
+    match program {
         Some(Program::BtfTracePoint(program)) => program.load(tracepoint_of(name), types),
         Some(Program::FExit(program)) => FExit::load(program, name, types),
         Some(Program::KProbe(program)) => KProbe::load(program),
@@ -284,30 +309,37 @@ pub fn attach(ebpf: &mut Ebpf, name: &'static str) -> Result<Vec<OwnedFd>, Kerne
     let attached = match ebpf.program_mut(name) {
         Some(Program::BtfTracePoint(program)) => program.attach().map(drop),
         Some(Program::FExit(program)) => program.attach().map(drop),
-        Some(Program::KProbe(program)) => return attach_kprobe(program, name).map(|link| vec![link]),
+        Some(Program::KProbe(program)) => return attach_kprobe(program, name),
         Some(Program::TracePoint(program)) => return attach_syscalls(program, name),
         _ => Err(ProgramError::UnexpectedProgramType),
     };
     attached.map(|()| Vec::new()).map_err(refused(name))
 }
 
-/// Puts a program on its function, or on the return of it. By a perf event, which goes with its descriptor.
-fn attach_kprobe(program: &KProbe, name: &'static str) -> Result<OwnedFd, KernelError> {
+/// Puts a program on its functions, or on the returns of them. By perf events, which go with their descriptors.
+fn attach_kprobe(program: &KProbe, name: &'static str) -> Result<Vec<OwnedFd>, KernelError> {
     let refused_by_kernel = |refusal| KernelError::Perf { name, refusal };
     let (pmu, folder) = pmu("kprobe").map_err(refused_by_kernel)?;
     let on_return = match program.kind() {
         ProbeKind::Return => format_bit(&folder, "retprobe").map_err(refused_by_kernel)?,
         ProbeKind::Entry => 0,
     };
-    let function = KPROBES.iter().find(|(program, _)| *program == name);
-    let function = function.map_or(c"", |(_, function)| function);
     let program = program.fd().map_err(refused(name))?;
-    let target = PerfTarget::Kprobe {
-        pmu,
-        function,
-        on_return,
-    };
-    attach_perf(program.as_fd(), target).map_err(refused_by_kernel)
+    let functions = KPROBES.iter().find(|(program, _)| *program == name);
+    let mut links = Vec::new();
+    for function in functions.into_iter().flat_map(|(_, functions)| *functions) {
+        let target = PerfTarget::Kprobe {
+            pmu,
+            function,
+            on_return,
+        };
+        match attach_perf(program.as_fd(), target) {
+            Ok(link) => links.push(link),
+            Err(refusal) if is_optional(function) && refusal.errno == libc::ENOENT => {}
+            Err(refusal) => return Err(refused_by_kernel(refusal)),
+        }
+    }
+    Ok(links)
 }
 
 /// Puts a program on the tracepoints of its system calls.
@@ -375,13 +407,26 @@ mod tests {
     }
 
     #[test]
-    fn kprobes_leave_out_what_later_kernels_do_not_have() {
-        assert_eq!(kprobe_hooks(|_| true).len(), KPROBES.len());
-        let later = kprobe_hooks(|function| !function.ends_with("sendpage"));
-        assert_eq!(later.len(), 8);
-        assert!(later.iter().all(|program| !program.ends_with("sendpage")));
-        let first_entry = later.iter().position(|program| program.starts_with("enter")).unwrap();
-        assert!(later[first_entry..].iter().all(|program| program.starts_with("enter")));
+    fn every_function_is_entered_and_its_end_is_told() {
+        let functions = |start: &str| -> Vec<&CStr> {
+            let programs = KPROBES.iter().filter(|(program, _)| program.starts_with(start));
+            let mut functions: Vec<_> = programs.flat_map(|(_, functions)| *functions).copied().collect();
+            functions.sort_unstable();
+            functions
+        };
+        let mut ends = functions("return");
+        // What it has received, tcp_recvmsg tells by another function.
+        assert_eq!(functions("tcp_cleanup_rbuf"), [c"tcp_cleanup_rbuf"]);
+        ends.push(c"tcp_recvmsg");
+        ends.sort_unstable();
+        assert_eq!(functions("enter"), ends);
+        let first_entry = KPROBES
+            .iter()
+            .position(|(program, _)| program.starts_with("enter"))
+            .unwrap();
+        assert!(KPROBES[first_entry..]
+            .iter()
+            .all(|(program, _)| program.starts_with("enter")));
     }
 
     #[test]

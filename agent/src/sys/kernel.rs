@@ -18,6 +18,7 @@ pub use super::object::Options;
 use super::object::{Loader, Object};
 use super::pod;
 use super::trial;
+use super::types::KernelTypes;
 
 /// Why the kernel side could not be brought up.
 #[derive(Debug, Error)]
@@ -146,8 +147,8 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError`], naming what the kernel refused.
-    pub fn load(options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
-        let loader = Loader::new(options)?;
+    pub fn load(types: &KernelTypes, options: Options) -> Result<(Self, Vec<RingBuf<MapData>>), KernelError> {
+        let loader = Loader { options, types };
         let cpus = aya::util::nr_cpus().map_err(|_| KernelError::Missing("number of CPUs"))?;
         let (rings, readers) = make_rings(cpus, options.ring_bytes)?;
         let loaded = Loaded::first(&loader, &rings)?;
@@ -201,7 +202,11 @@ impl Kernel {
         self.attached.retain(|name| !hooks.contains(name));
         self.loaded.refusals.push(refusal(self.loaded.family, error));
         let before = self.loaded.object;
-        self.loaded.next(&Loader::new(self.options)?, &self.rings)?;
+        let loader = Loader {
+            options: self.options,
+            types: &KernelTypes::read()?,
+        };
+        self.loaded.next(&loader, &self.rings)?;
         if self.loaded.object != before {
             // They went with the object.
             self.attached.clear();
@@ -501,19 +506,17 @@ impl Loaded {
         loader: &Loader,
         rings: &[MapData],
     ) -> Result<Vec<&'static str>, KernelError> {
-        let hooks = family.hooks(&loader.types)?;
+        let hooks = family.hooks(&loader.types.btf)?;
         if family.object() != self.object {
             let mut ebpf = loader.load(family.object(), rings)?;
             hand_over(&mut self.ebpf, &mut ebpf)?;
             (self.ebpf, self.object) = (ebpf, family.object());
         }
-        for name in &hooks {
-            if let Err(error) = hooks::load(&mut self.ebpf, name, &loader.aya_btf) {
-                for name in &hooks {
-                    hooks::unload(&mut self.ebpf, name);
-                }
-                return Err(refused(name)(error));
+        if let Err((name, error)) = hooks::load(&mut self.ebpf, &hooks, &loader.types.aya) {
+            for name in &hooks {
+                hooks::unload(&mut self.ebpf, name);
             }
+            return Err(refused(name)(error));
         }
         Ok(hooks)
     }

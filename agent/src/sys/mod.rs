@@ -11,4 +11,5 @@ pub mod probe;
 pub mod ring;
 mod tracefs;
 mod trial;
+pub mod types;
 pub mod usage;

@@ -2,13 +2,12 @@
 
 use aya::maps::{ArrayOfMaps, MapData};
 use aya::programs::Iter;
-use aya::{Btf as AyaBtf, Ebpf, EbpfLoader};
-use std::path::Path;
+use aya::{Ebpf, EbpfLoader};
 
 use super::bpf::one_line;
-use super::btf::{self, Btf};
 use super::hooks::{self, ALWAYS};
 use super::kernel::{chain, named, refused, KernelError, SWEEP_NS};
+use super::types::KernelTypes;
 
 /// Built by build.rs.
 static TYPED: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_TYPED"));
@@ -95,50 +94,23 @@ const OFFSETS_UNTYPED: [(&str, &str, &str); 8] = [
     ("OFF_INODE_MODE", "inode", "i_mode"),
 ];
 
-const STRUCTS: [&str; 14] = [
-    "sock",
-    "socket",
-    "file",
-    "net",
-    "ns_common",
-    "tcp_sock",
-    "unix_sock",
-    "task_struct",
-    "linux_binprm",
-    "tracepoint",
-    "files_struct",
-    "fdtable",
-    "inode",
-    "socket_alloc",
-];
-
 /// Loads objects for the running kernel.
-pub(super) struct Loader {
-    options: Options,
-    pub(super) types: Btf,
-    pub(super) aya_btf: AyaBtf,
+pub(super) struct Loader<'a> {
+    pub(super) options: Options,
+    pub(super) types: &'a KernelTypes,
 }
 
-impl Loader {
-    /// Reads the kernel's types.
-    pub(super) fn new(options: Options) -> Result<Self, KernelError> {
-        Ok(Self {
-            options,
-            types: Btf::load(Path::new(btf::VMLINUX), &STRUCTS, &[])?,
-            aya_btf: AyaBtf::from_sys_fs()?,
-        })
-    }
-
+impl Loader<'_> {
     /// Loads an object, the hooks that every family is used with, and the walks; attaches nothing.
     pub(super) fn load(&self, object: Object, rings: &[MapData]) -> Result<Ebpf, KernelError> {
         let offsets = self.offsets(object)?;
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
-        let recvmsg_flags = hooks::recvmsg_flags(&self.types);
+        let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(aya::VerifierLogLevel::STATS);
-        loader.btf(Some(&self.aya_btf));
+        loader.btf(Some(&self.types.aya));
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
         }
@@ -159,9 +131,7 @@ impl Loader {
         };
         let mut ebpf = loader.load(bytes)?;
         put_rings(&mut ebpf, rings)?;
-        for name in ALWAYS {
-            hooks::load(&mut ebpf, name, &self.aya_btf).map_err(refused(name))?;
-        }
+        hooks::load(&mut ebpf, &ALWAYS, &self.types.aya).map_err(|(name, error)| refused(name)(error))?;
         for (name, kind) in walks(object) {
             let walk: &mut Iter = ebpf
                 .program_mut(name)
@@ -169,7 +139,7 @@ impl Loader {
                 .try_into()
                 .map_err(refused(name))?;
             // Nothing stands on these: what is lost without them, says the caller of the walk.
-            if let Err(error) = walk.load(kind, &self.aya_btf) {
+            if let Err(error) = walk.load(kind, &self.types.aya) {
                 tracing::debug!(name, error = one_line(&chain(&error)), "walk not loaded");
             }
         }
@@ -179,19 +149,22 @@ impl Loader {
     fn offsets(&self, object: Object) -> Result<Vec<(&'static str, u32)>, KernelError> {
         let mut offsets = Vec::with_capacity(OFFSETS.len() + OFFSETS_UNTYPED.len() + 1);
         for (global, structure, field) in OFFSETS {
-            let mut offset = self.types.offset(structure, field)?;
+            let mut offset = self.types.btf.offset(structure, field)?;
             if field == "ns" {
-                offset += self.types.offset("ns_common", "inum")?;
+                offset += self.types.btf.offset("ns_common", "inum")?;
             }
             offsets.push((global, offset));
         }
         if object == Object::Untyped {
             for (global, structure, field) in OFFSETS_UNTYPED {
-                offsets.push((global, self.types.offset(structure, field)?));
+                offsets.push((global, self.types.btf.offset(structure, field)?));
             }
             // A `struct socket` begins its `struct socket_alloc`.
-            let inode = self.types.offset("socket_alloc", "vfs_inode")?;
-            offsets.push(("OFF_SOCKET_INODE_NUMBER", inode + self.types.offset("inode", "i_ino")?));
+            let inode = self.types.btf.offset("socket_alloc", "vfs_inode")?;
+            offsets.push((
+                "OFF_SOCKET_INODE_NUMBER",
+                inode + self.types.btf.offset("inode", "i_ino")?,
+            ));
         }
         Ok(offsets)
     }

@@ -67,6 +67,20 @@ fn a_full_window_lets_the_oldest_go_early_and_loses_none() {
     assert!(replay.dropped.is_empty());
 }
 
+#[test]
+fn whoever_is_to_leave_early_is_told_before() {
+    let mut replay = Replay::new(Options {
+        max_held: 3,
+        ..Options::default()
+    });
+    for n in 1..=9 {
+        let leaves = replay.assembler.leaves_early();
+        replay.feed([server(n).event()]);
+        assert_eq!(leaves, replay.order.last().copied());
+    }
+    assert_eq!(replay.order.len(), 6);
+}
+
 /// A mixture of everything, different for each `n`, that hits every table.
 fn flood(n: u64) -> [Event; 6] {
     let pid = 1_000 + (n % 50_000) as u32;

@@ -116,6 +116,40 @@ fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
 }
 
 #[test]
+fn attributes_names_come_back_whole_also_from_a_file_of_the_version_before() {
+    let mut bench = Bench::new(Retention::default());
+    let span = SpanBuilder::server(1, 11).build();
+    bench.write(vec![span.clone()]);
+    let written: Vec<&str> = span.attributes.iter().map(|(name, _)| &**name).collect();
+    let names = |bench: &Bench| -> Vec<String> {
+        let trace = bench.reader().trace(trace_id(1)).unwrap().unwrap();
+        let span = &trace.resource_spans[0].scope_spans[0].spans[0];
+        span.attributes.iter().map(|pair| pair.key.clone()).collect()
+    };
+    assert_eq!(names(&bench), written);
+    let mut message = Vec::new();
+    crate::export::wire::encode_span(&span, &mut message);
+    let mut body = Vec::new();
+    encode::varint(1, &mut body);
+    encode::varint(message.len() as u64, &mut body);
+    body.extend(message);
+    let connection = &bench.writer.connection;
+    connection.execute("UPDATE part SET body = ?1", [&body]).unwrap();
+    connection.execute_batch("PRAGMA user_version=1").unwrap();
+    assert_eq!(names(&bench), written, "as another process reads it");
+    bench.writer = Bench::open(bench.dir.path(), Retention::default());
+    let version: i64 = bench
+        .writer
+        .connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(
+        (names(&bench), version),
+        (written.iter().map(ToString::to_string).collect(), 2)
+    );
+}
+
+#[test]
 fn a_trace_comes_back_whole_and_grouped_by_resource() {
     let mut bench = Bench::new(Retention::default());
     let (shop, cart) = (service("shop"), service("cart"));
