@@ -292,11 +292,11 @@ pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(
 }
 
 fn load_one(program: Option<&mut Program>, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
-    match program {
-        Some(Program::BtfTracePoint(program)) => program.load(tracepoint_of(name), types),
-        Some(Program::FExit(program)) => FExit::load(program, name, types),
-        Some(Program::KProbe(program)) => KProbe::load(program),
-        Some(Program::TracePoint(program)) => TracePoint::load(program),
+    match program.ok_or(ProgramError::UnexpectedProgramType)? {
+        Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
+        Program::FExit(program) => FExit::load(program, name, types),
+        Program::KProbe(program) => KProbe::load(program),
+        Program::TracePoint(program) => TracePoint::load(program),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
