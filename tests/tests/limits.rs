@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use spanwire_tests::agent::{Agent, Setup};
-use spanwire_tests::apps::nginx::{requests_of, Site};
+use spanwire_tests::apps::nginx::{requests_of, requests_of_idle, Site};
 use spanwire_tests::apps::App;
 use spanwire_tests::cases::Cases;
 use spanwire_tests::load::wrk;
@@ -62,7 +62,7 @@ fn counted_load(nginx: &App, agent: &Agent, look: impl FnMut() -> Result<()>) ->
     let before = agent.drained()?.balance();
     let first = requests_of(nginx)?;
     let answered = under_load(nginx, look)?;
-    let served = requests_of(nginx)? - first + 1;
+    let served = requests_of_idle(nginx)?.0 - first + 1;
     let metrics = agent.drained()?;
     let balance = metrics.balance().since(before);
     // Both ends of every request are captured: two messages each. wrk's last request on each connection may be one that

@@ -169,8 +169,8 @@ pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(
         let begun: Vec<_> = names
             .iter()
             .map(|name| {
-                let program = programs.remove(*name);
-                (*name, scope.spawn(move || load_one(program, name, types)))
+                let program = programs.remove(*name).ok_or(ProgramError::UnexpectedProgramType);
+                (*name, scope.spawn(move || load_one(program?, name, types)))
             })
             .collect();
         let ended = begun.into_iter().map(|(name, thread)| (name, thread.join()));
@@ -184,10 +184,10 @@ pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(
     Ok(())
 }
 
-fn load_one(program: Option<&mut Program>, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
+fn load_one(program: &mut Program, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
     match program {
-        Some(Program::BtfTracePoint(program)) => program.load(tracepoint_of(name), types),
-        Some(Program::FExit(program)) => FExit::load(program, name, types),
+        Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
+        Program::FExit(program) => FExit::load(program, name, types),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
