@@ -1,5 +1,6 @@
-//! nginx puts requests off: a limit on the rate, a lock on the cache, requests sent at once on one connection, an
-//! upstream whose connect takes its time. What the worker sends then is not for the request it has read last.
+//! Requests that are put off. nginx does it by a limit on the rate, a lock on the cache, for requests that came at once on
+//! one connection, for an upstream whose connect takes its time: what the worker sends then is not for the request it has
+//! read last. A thread does it with the second of two requests that it has read at once.
 #![allow(clippy::unwrap_used, reason = "test")]
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::net::TcpStream;
 use anyhow::{ensure, Result};
 use spanwire_tests::agent::{Agent, Setup};
 use spanwire_tests::apps::nginx::Site;
-use spanwire_tests::apps::{php_fpm, python, App, Calls};
+use spanwire_tests::apps::{php_fpm, python, ruby, App, Calls};
 use spanwire_tests::cases::{say, Cases};
 use spanwire_tests::judge::{exchange_of, judge, Hop, Promise, Topology};
 use spanwire_tests::load::Load;
@@ -33,12 +34,16 @@ struct Front {
 
 impl Front {
     fn new(name: &'static str, site: Site, place: &Place) -> Result<Self> {
-        Ok(Self {
+        Ok(Self::of(name, site.start(name, place)?))
+    }
+
+    fn of(name: &'static str, app: App) -> Self {
+        Self {
             name,
-            app: site.start(name, place)?,
+            app,
             ids: Vec::new(),
             ids_afterwards: Vec::new(),
-        })
+        }
     }
 
     fn load(&mut self) -> Result<String> {
@@ -92,6 +97,11 @@ fn proxied(promise: Promise) -> Topology {
     Topology(vec![Hop::ingress("r"), Hop::call("a", "r", promise)])
 }
 
+/// A thread that has read two requests at once serves the first of them first.
+fn by_thread() -> Topology {
+    Topology(vec![Hop::ingress("r"), Hop::call("b", "r", Promise::NeverWrong)])
+}
+
 /// Each request made one FastCGI call, which is a turn without a name: none may be under another's span.
 fn turns(front: &Front, spans: &[Span]) -> Result<String> {
     let mut under: BTreeMap<&str, Vec<&Span>> = BTreeMap::new();
@@ -136,7 +146,7 @@ fn turns(front: &Front, spans: &[Span]) -> Result<String> {
 }
 
 #[test]
-fn what_nginx_puts_off_is_never_anothers() {
+fn what_is_put_off_is_never_anothers() {
     let place = Place::new("deferred").unwrap();
     let leaf = python::flask("leaf", &place, &Calls::none()).unwrap();
     let one_call = Calls::none().to("b", &leaf).unwrap();
@@ -176,10 +186,12 @@ fn what_nginx_puts_off_is_never_anothers() {
         .unwrap(),
     ];
     let mut pipelined = Front::new("pipelined", proxy(), &place).unwrap();
+    let mut thread = Front::of("thread", ruby::webrick("webrick", &place, &one_call).unwrap());
     let mut fastcgi = [("fastcgi", &fpm), ("fastcgiunix", &fpm_unix)]
         .map(|(name, fpm)| Front::new(name, Site::new().fastcgi(&script, &fpm.target), &place).unwrap());
 
     let mut services = vec![&leaf.service, &fpm.service, &fpm_unix.service, &pipelined.app.service];
+    services.push(&thread.app.service);
     services.extend(fronts.iter().chain(&fastcgi).map(|front| &front.app.service));
     let agent = Agent::start(&Setup::of_services(&services)).unwrap();
 
@@ -188,6 +200,7 @@ fn what_nginx_puts_off_is_never_anothers() {
         cases.run(&format!("{} answers", front.name), || front.load());
     }
     cases.run("pipelined answers", || pipelined.load_pairs());
+    cases.run("a thread with two requests answers", || thread.load_pairs());
     cases.run("all answer one request after the other", || {
         for front in fronts.iter_mut().chain([&mut pipelined]) {
             front.load_afterwards()?;
@@ -195,7 +208,7 @@ fn what_nginx_puts_off_is_never_anothers() {
         Ok(format!("{AFTERWARDS} requests each"))
     });
 
-    let requests = REQUESTS * fronts.len() + 2 * PAIRS + AFTERWARDS * (fronts.len() + 1);
+    let requests = REQUESTS * fronts.len() + 4 * PAIRS + AFTERWARDS * (fronts.len() + 1);
     let spans = agent
         .spans_when(|spans| spans.len() >= requests * 3 + REQUESTS * 8)
         .unwrap();
@@ -213,6 +226,9 @@ fn what_nginx_puts_off_is_never_anothers() {
             judge(&proxied(Promise::Exact), &front.ids_afterwards, &spans).check()
         });
     }
+    cases.run("a thread with two requests: right or unknown", || {
+        judge(&by_thread(), &thread.ids, &spans).check()
+    });
     for front in &fastcgi {
         cases.run(&format!("{}: a turn is its own request's", front.name), || {
             turns(front, &spans)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use spanwire_tests::agent::{Agent, Setup};
-use spanwire_tests::apps::nginx::{requests_of, Site};
+use spanwire_tests::apps::nginx::{requests_of, requests_of_idle, Site};
 use spanwire_tests::apps::App;
 use spanwire_tests::cases::Cases;
 use spanwire_tests::load::wrk;
@@ -57,32 +57,46 @@ fn degradations(agent: &Agent) -> Result<String> {
     Ok(ready.get("degradations").context("no `degradations`")?.to_string())
 }
 
-/// Both ends of every request are captured: two messages each.
-fn balanced(balance: Balance, served: u64) -> Result<()> {
+/// Puts nginx under load, and holds what the agent counted against what nginx served.
+fn counted_load(nginx: &App, agent: &Agent, look: impl FnMut() -> Result<()>) -> Result<Load> {
+    let before = agent.drained()?.balance();
+    let first = requests_of(nginx)?;
+    let answered = under_load(nginx, look)?;
+    let served = requests_of_idle(nginx)?.0 - first + 1;
+    let metrics = agent.drained()?;
+    let balance = metrics.balance().since(before);
+    // Both ends of every request are captured: two messages each. wrk's last request on each connection may be one that
+    // nginx never begins.
+    let expected = 2 * served..=2 * served + CONNECTIONS;
     ensure!(
-        balance.messages() == 2 * served,
+        expected.contains(&balance.messages()),
         "nginx served {served}, the agent counted {balance:?}"
     );
     ensure!(balance.closes(), "exchanges are not spans plus drops: {balance:?}");
-    Ok(())
+    Ok(Load {
+        answered,
+        metrics,
+        balance,
+    })
+}
+
+/// What came of a load.
+struct Load {
+    answered: u64,
+    metrics: Metrics,
+    balance: Balance,
 }
 
 /// Far over a small budget of processor time: less is kept until it is within reach, and all of it again afterwards.
 fn little_cpu(nginx: &App) -> Result<String> {
     let setup = setup(nginx)?.with_section("limits", json!({"cpu": 0.1}));
     let agent = Agent::start(&setup)?;
-    let before = agent.drained()?.balance();
-    let first = requests_of(nginx)?;
     let always = degradations(&agent)?;
     let mut said = BTreeSet::new();
-    under_load(nginx, || {
+    let Load { metrics, balance, .. } = counted_load(nginx, &agent, || {
         said.insert(degradations(&agent)?);
         Ok(())
     })?;
-    let last = requests_of(nginx)?;
-    let metrics = agent.drained()?;
-    let balance = metrics.balance().since(before);
-    balanced(balance, last - first + 1)?;
     ensure!(
         said.iter().any(|text| text.contains("limits.cpu")),
         "/readyz did not name the limit: {said:?}"
@@ -97,8 +111,10 @@ fn little_cpu(nginx: &App) -> Result<String> {
             &[("stage", "assemble"), ("reason", "cpu_limit")],
         ),
     );
+    // Whether sampling alone is enough depends on how much of the machine is left for the load; that the second step
+    // comes where it is not, shows in agent/src/budget.rs.
     ensure!(
-        sampled > 0 && unassembled > 0 && balance.spans > 0,
+        sampled > 0 && balance.spans > 0,
         "{balance:?}: {sampled} not sampled, {unassembled} not assembled"
     );
     ensure!(
@@ -128,17 +144,11 @@ fn little_cpu(nginx: &App) -> Result<String> {
 fn little_memory(nginx: &App) -> Result<String> {
     let setup = setup(nginx)?.with("limits", "memory", json!("64MiB"));
     let agent = Agent::start(&setup)?;
-    let before = agent.drained()?.balance();
-    let first = requests_of(nginx)?;
     let mut most = 0;
-    under_load(nginx, || {
+    let Load { metrics, balance, .. } = counted_load(nginx, &agent, || {
         most = most.max(resident(agent.pid())?);
         Ok(())
     })?;
-    let last = requests_of(nginx)?;
-    let metrics = agent.drained()?;
-    let balance = metrics.balance().since(before);
-    balanced(balance, last - first + 1)?;
     // It is looked at four times a second.
     ensure!(most <= MEMORY + MEMORY / 8, "{} MiB were used of 64", most / MIB);
     let refused = dropped(&metrics, "memory_limit");
@@ -162,13 +172,7 @@ fn no_memory(nginx: &App) -> Result<String> {
         .with("limits", "memory", json!("64MiB"))
         .env("SPANWIRE_RING_BYTES", &ring.to_string());
     let agent = Agent::start(&setup)?;
-    let before = agent.drained()?.balance();
-    let first = requests_of(nginx)?;
-    let answered = under_load(nginx, || Ok(()))?;
-    let last = requests_of(nginx)?;
-    let metrics = agent.drained()?;
-    let balance = metrics.balance().since(before);
-    balanced(balance, last - first + 1)?;
+    let Load { answered, metrics, .. } = counted_load(nginx, &agent, || Ok(()))?;
     let refused = dropped(&metrics, "memory_limit");
     ensure!(
         refused > 0 && degradations(&agent)?.contains("limits.memory"),

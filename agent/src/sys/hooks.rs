@@ -276,8 +276,8 @@ pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(
         let begun: Vec<_> = names
             .iter()
             .map(|name| {
-                let program = programs.remove(*name);
-                (*name, scope.spawn(move || load_one(program, name, types)))
+                let program = programs.remove(*name).ok_or(ProgramError::UnexpectedProgramType);
+                (*name, scope.spawn(move || load_one(program?, name, types)))
             })
             .collect();
         let ended = begun.into_iter().map(|(name, thread)| (name, thread.join()));
@@ -291,8 +291,8 @@ pub fn load(ebpf: &mut Ebpf, names: &[&'static str], types: &AyaBtf) -> Result<(
     Ok(())
 }
 
-fn load_one(program: Option<&mut Program>, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
-    match program.ok_or(ProgramError::UnexpectedProgramType)? {
+fn load_one(program: &mut Program, name: &'static str, types: &AyaBtf) -> Result<(), ProgramError> {
+    match program {
         Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
         Program::FExit(program) => FExit::load(program, name, types),
         Program::KProbe(program) => KProbe::load(program),

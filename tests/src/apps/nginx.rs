@@ -123,3 +123,19 @@ pub fn requests_of(nginx: &App) -> Result<u64> {
         .and_then(|count| count.parse().ok())
         .with_context(|| format!("not a stub_status page: {page}"))
 }
+
+/// As [`requests_of`], when nginx has begun all that was sent to it: requests that a load's end left unread count later.
+/// Returns how many pages were asked for, too.
+pub fn requests_of_idle(nginx: &App) -> Result<(u64, u64)> {
+    let (mut count, mut pages) = (requests_of(nginx)?, 1);
+    for _ in 0..100 {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = requests_of(nginx)?;
+        pages += 1;
+        if now == count + 1 {
+            return Ok((now, pages));
+        }
+        count = now;
+    }
+    anyhow::bail!("nginx goes on beginning requests")
+}

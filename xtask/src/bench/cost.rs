@@ -64,7 +64,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Section> {
         ),
         rows,
         notes: vec!["Instructions per span (marks: 15 k with OTLP export, 40 k with the store as well) were not counted in this section; \
-                     docs/store.md and docs/export.md have those of the two sinks alone."
+                     docs/export.md has those of the stages and of the sinks, by callgrind."
             .to_owned()],
     })
 }
