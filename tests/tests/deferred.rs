@@ -33,7 +33,7 @@ struct Front {
 }
 
 impl Front {
-    fn new(name: &'static str, site: Site, place: &Place) -> Result<Self> {
+    fn new(name: &'static str, site: &Site, place: &Place) -> Result<Self> {
         Ok(Self::of(name, site.start(name, place)?))
     }
 
@@ -156,10 +156,10 @@ fn what_is_put_off_is_never_anothers() {
     let proxy = || Site::new().proxying("a", &[&leaf.target]);
     let cache = place.join("cache");
     let mut fronts = [
-        Front::new("plain", proxy(), &place).unwrap(),
+        Front::new("plain", &proxy(), &place).unwrap(),
         Front::new(
             "limited",
-            proxy()
+            &proxy()
                 .http("limit_req_zone $server_port zone=rate:1m rate=400r/s;")
                 .location("limit_req zone=rate burst=1000;"),
             &place,
@@ -167,7 +167,7 @@ fn what_is_put_off_is_never_anothers() {
         .unwrap(),
         Front::new(
             "locked",
-            proxy()
+            &proxy()
                 .http(&format!("proxy_cache_path {} keys_zone=kept:1m;", cache.display()))
                 .location(
                     "proxy_cache kept; proxy_cache_key one; proxy_no_cache 1; proxy_cache_lock on; \
@@ -178,17 +178,17 @@ fn what_is_put_off_is_never_anothers() {
         .unwrap(),
         Front::new(
             "asked",
-            proxy()
+            &proxy()
                 .location("auth_request /allowed;")
                 .location("location = /allowed { internal; proxy_pass http://a/o/allowed/x; }"),
             &place,
         )
         .unwrap(),
     ];
-    let mut pipelined = Front::new("pipelined", proxy(), &place).unwrap();
+    let mut pipelined = Front::new("pipelined", &proxy(), &place).unwrap();
     let mut thread = Front::of("thread", ruby::webrick("webrick", &place, &one_call).unwrap());
     let mut fastcgi = [("fastcgi", &fpm), ("fastcgiunix", &fpm_unix)]
-        .map(|(name, fpm)| Front::new(name, Site::new().fastcgi(&script, &fpm.target), &place).unwrap());
+        .map(|(name, fpm)| Front::new(name, &Site::new().fastcgi(&script, &fpm.target), &place).unwrap());
 
     let mut services = vec![&leaf.service, &fpm.service, &fpm_unix.service, &pipelined.app.service];
     services.push(&thread.app.service);
