@@ -14,6 +14,7 @@ use crate::socket::{self, Hook};
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags, int *addr_len)`
 #[fexit(function = "tcp_recvmsg")]
+#[inline(always)]
 pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
     let (sk, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(5));
     socket::on_call(Sock(sk), len, flags as u32, Hook::TCP_RECVMSG);
@@ -22,6 +23,7 @@ pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
 
 /// `int tcp_sendmsg(struct sock *, struct msghdr *, size_t)`
 #[fexit(function = "tcp_sendmsg")]
+#[inline(always)]
 pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
     socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDMSG);
@@ -30,6 +32,7 @@ pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
 
 /// `int tcp_sendpage(struct sock *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
 #[fexit(function = "tcp_sendpage")]
+#[inline(always)]
 pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(5));
     socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDPAGE);
@@ -38,6 +41,7 @@ pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
 
 /// `int unix_stream_recvmsg(struct socket *, struct msghdr *, size_t, int flags)`
 #[fexit(function = "unix_stream_recvmsg")]
+#[inline(always)]
 pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
     let (socket, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(4));
     if let Some(sk) = sock_of(socket) {
@@ -48,6 +52,7 @@ pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
 
 /// `int unix_stream_sendmsg(struct socket *, struct msghdr *, size_t)`
 #[fexit(function = "unix_stream_sendmsg")]
+#[inline(always)]
 pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
     if let Some(sk) = sock_of(socket) {
@@ -58,6 +63,7 @@ pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
 
 /// `ssize_t unix_stream_sendpage(struct socket *, struct page *, int, size_t, int)`: sendfile and splice before 6.5.
 #[fexit(function = "unix_stream_sendpage")]
+#[inline(always)]
 pub fn unix_stream_sendpage(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i64) = (ctx.arg(0), ctx.arg(5));
     if let Some(sk) = sock_of(socket) {

@@ -14,6 +14,7 @@ const TCP_SYN_RECV: i32 = 3;
 /// tp_btf/tcp_destroy_sock (include/trace/events/tcp.h): a socket whose connect failed changes its state no more when
 /// its owner closes it.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
+#[inline(always)]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
     let sk = access::sock(ctx.arg(0));
     connection::on_destroy(sk);
@@ -23,6 +24,7 @@ pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
 
 /// A change of state: `(const struct sock *, const int old, const int new)`.
 #[btf_tracepoint(function = "inet_sock_set_state")]
+#[inline(always)]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let (old, new): (i32, i32) = (ctx.arg(1), ctx.arg(2));
     let sk = access::sock(ctx.arg(0));
