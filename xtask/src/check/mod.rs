@@ -3,6 +3,7 @@
 mod deny;
 mod layers;
 mod sources;
+mod stack;
 mod symbols;
 
 use std::path::PathBuf;
@@ -15,14 +16,15 @@ use crate::{packages, process, setup, toolchain, workspace};
 
 type Check = fn() -> Result<()>;
 
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("file lengths and ignored tests", sources::check),
     ("layers", layers::check),
     ("formatting", formatting),
     ("licences, bans, sources", deny::check),
     ("lints", lints),
     ("lints of the kernel side", kernel_lints),
-    ("panics in the eBPF object", panics),
+    ("panics in the eBPF objects", panics),
+    ("stack of the eBPF objects", stacks),
     ("documentation", documentation),
 ];
 
@@ -100,6 +102,14 @@ fn panics() -> Result<()> {
     for object in ebpf_objects()? {
         let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
         symbols::check(&bytes).with_context(|| object.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn stacks() -> Result<()> {
+    for object in ebpf_objects()? {
+        let bytes = std::fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        stack::check(&bytes).with_context(|| object.display().to_string())?;
     }
     Ok(())
 }
