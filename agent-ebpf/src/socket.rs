@@ -306,6 +306,10 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     identify(sk, call, socket_family, direction);
     let own = (call.pid_tgid >> 32) as u32 == settings.own_pid;
     if !own && !admit(call, settings) {
+        if direction == RX && worker::is_nginx(call.class) {
+            // On a port that nobody asks for: the worker goes on with a request that is not followed.
+            worker::forget(call.pid_tgid);
+        }
         return;
     }
     cost(KernelCounter::ProgramRuns);
