@@ -13,7 +13,7 @@ use crate::sk::{Sock, AF_UNIX};
 use crate::socket::{identify, locate, Hook, ECONNRESET, EPIPE};
 use crate::state::{
     Call, Scratch, SockState, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_CONNECTING, SOCK_INHERITED,
-    SOCK_LATE, SOCK_OPAQUE, TX,
+    SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
 use crate::worker::{self, is_nginx};
 use crate::{access, arch, engine, opaque, unit};
@@ -119,7 +119,7 @@ pub fn sweep(sk: Sock) {
     }
     // SAFETY: non-null: a whole state.
     let state = unsafe { &mut *state };
-    if state.flags & SOCK_OPAQUE != 0 || (state.exchange.state & EX_OPEN == 0 && state.queued == 0) {
+    if state.flags & SOCK_OPAQUE != 0 || !is_open(state) {
         state.idle_sweeps = 0;
         return;
     }
@@ -221,17 +221,20 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
         count(KernelCounter::OpaqueLateJoin);
     }
-    if known.exchange.state & EX_OPEN == 0 && known.queued == 0 {
+    if new == TCP_CLOSE && !known.ends() {
+        return;
+    }
+    if !is_open(known) {
         return;
     }
     if new != TCP_CLOSE && known.role != ROLE_SERVER {
         // A client may shut its sending side down and still read the response.
         return;
     }
-    identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family, known.cookie);
     if known.role == ROLE_CLIENT && arch::in_close() {
-        worker::received(&known.exchange, known.exchange.class, call.pid_tgid, true);
+        // SAFETY: no arguments.
+        let thread = unsafe { bpf_get_current_pid_tgid() };
+        worker::received(&known.exchange, known.exchange.class, thread, true);
     }
     finish(sk, known, scratch);
 }
@@ -241,6 +244,9 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
 fn finish(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
     // SAFETY: a whole object.
     let call = unsafe { &mut (*scratch).call };
+    let socket_family = sk.family();
+    identify(sk, call, socket_family, TX);
+    locate(sk, call, socket_family, state.cookie);
     call.errno = sk.error();
     let point = if state.role == ROLE_SERVER && state.framing[TX as usize].phase == phase::UNTIL_CLOSE {
         RESPONSE_ENDS
@@ -252,13 +258,25 @@ fn finish(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
     engine::finish_all(state, scratch, point);
 }
 
-/// A call's hook comes after its bytes are gone, and the peer may have answered them with a reset by then: the state
-/// has changed already, and will not again.
+/// A call is done with its socket's state. Its hook comes after its bytes are gone, and the peer may have answered them
+/// with a reset: on another CPU while they were parsed, or before there was a state that could have been told.
 #[inline(always)]
-pub fn ended_before(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
-    if sk.state() == TCP_CLOSE {
-        finish(sk, state, scratch);
+pub fn leave(sk: Sock, state: &mut SockState, element: u32) {
+    let left_to_this_call = state.leave();
+    if state.flags & (SOCK_OPAQUE | SOCK_UNIX) != 0 || !is_open(state) {
+        return;
     }
+    if left_to_this_call || sk.state() == TCP_CLOSE {
+        if let Some(scratch) = SCRATCH.get_ptr_mut(element) {
+            finish(sk, state, scratch);
+        }
+    }
+}
+
+/// Something on the socket waits for its response.
+#[inline(always)]
+fn is_open(state: &SockState) -> bool {
+    state.exchange.state & EX_OPEN != 0 || state.queued != 0
 }
 
 /// A TCP socket is taken down. What is still open on it, no change of state has ended: one hook came while the other was
@@ -281,18 +299,13 @@ pub fn on_destroy(sk: Sock) {
             worker::received(&known.exchange, known.exchange.class, thread, true);
         }
     }
-    if known.flags & SOCK_OPAQUE != 0 || (known.exchange.state & EX_OPEN == 0 && known.queued == 0) {
+    if known.flags & SOCK_OPAQUE != 0 || !is_open(known) {
         return;
     }
     let scratch = borrow_scratch();
     if scratch.is_null() {
         return;
     }
-    // SAFETY: a whole object.
-    let call = unsafe { &mut (*scratch).call };
-    let socket_family = sk.family();
-    identify(sk, call, socket_family, TX);
-    locate(sk, call, socket_family, known.cookie);
     finish(sk, known, scratch);
     give_back(scratch);
 }
@@ -322,6 +335,7 @@ fn connect_begins(sk: Sock, call: &mut Call) {
     let state = unsafe { &mut *state };
     state.cookie = call.cookie;
     state.flags = SOCK_CONNECTING;
+    state.begins_anew();
     state.position = [0; 2];
     state.seen = [0; 2];
     let exchange = &mut state.exchange;

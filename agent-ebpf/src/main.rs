@@ -18,6 +18,7 @@
 #[cfg_attr(feature = "untyped", path = "access/untyped.rs")]
 mod access;
 mod arch;
+mod atomic;
 mod before;
 mod call;
 mod connection;

@@ -12,8 +12,7 @@ use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
 use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
-    Call, Scratch, SockState, EX_OPEN, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX,
-    TX,
+    Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
 use crate::{access, before, connection, engine, opaque, seen, wire, worker};
 
@@ -230,7 +229,9 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
     let known = unsafe { &mut *state };
     if len == 0 {
         if direction == RX {
+            known.enter();
             end_of_stream(sk, known, socket_family, hook.slot);
+            connection::leave(sk, known, hook.slot);
         }
         return;
     }
@@ -269,7 +270,9 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
             lose(known, scratch);
         }
     }
+    known.enter();
     proceed(sk, state, scratch, len as u32, flags, direction);
+    connection::leave(sk, known, hook.slot);
 }
 
 /// Inside a body, and this call does not reach its end: nothing to read, no clock, no lookup.
@@ -339,7 +342,9 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     if socket_family != AF_UNIX {
         seen::is_missing(call, &mut new.seen, len);
     }
+    new.enter();
     proceed(sk, state, scratch, len, flags, direction);
+    connection::leave(sk, new, hook.slot);
 }
 
 /// The process is known and no selector asks for it: the cheapest way out for everything that is not captured.
@@ -401,9 +406,6 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
         if !first_in_line {
             worker::pipelined(&known.exchange, class, call.pid_tgid);
         }
-    }
-    if known.flags & SOCK_UNIX == 0 && known.exchange.state & EX_OPEN != 0 {
-        connection::ended_before(sk, known, scratch);
     }
 }
 

@@ -3,6 +3,8 @@
 use spanwire_common::protocol::http1::{Cursor, Framing, Request};
 use spanwire_common::protocol::window::Window;
 
+use crate::atomic;
+
 /// Which way the bytes of a call go.
 pub const RX: u32 = 0;
 pub const TX: u32 = 1;
@@ -85,11 +87,47 @@ pub struct SockState {
     /// Ordinal of the oldest exchange that waits for its response.
     pub oldest_ordinal: u32,
     pub cookie: u64,
+    /// How many calls are at work on this state, on whichever CPU, and whether the connection has ended: see
+    /// [`SockState::enter`].
+    calls: u64,
     /// By direction. TCP: the sequence number of the stream's first byte, 0 while not known. Unix: bytes passed so far.
     pub position: [u32; 2],
     /// By direction. TCP: the sequence number behind the last byte seen, 0 while not known.
     pub seen: [u32; 2],
     pub exchange: Exchange,
+}
+
+/// In [`SockState::calls`]: the connection has ended.
+const ENDED: u64 = 1 << 63;
+
+/// A call's hook and the end of its connection may meet: the peer resets on one CPU while the bytes it answers are still
+/// being parsed on another. Whoever comes last of the two finishes what is open, and only that one.
+impl SockState {
+    /// A call begins its work on this state.
+    #[inline(always)]
+    pub fn enter(&mut self) {
+        atomic::fetch_add(&mut self.calls, 1);
+    }
+
+    /// The call is done. True: the connection has ended meanwhile, and the finish was left to this call.
+    #[inline(always)]
+    #[must_use]
+    pub fn leave(&mut self) -> bool {
+        atomic::fetch_add(&mut self.calls, u64::MAX) == ENDED + 1
+    }
+
+    /// The connection has ended. False: a call is at work, and will finish what is open.
+    #[inline(always)]
+    #[must_use]
+    pub fn ends(&mut self) -> bool {
+        atomic::fetch_or(&mut self.calls, ENDED) & !ENDED == 0
+    }
+
+    /// The socket connects once more.
+    #[inline(always)]
+    pub fn begins_anew(&mut self) {
+        self.calls = 0;
+    }
 }
 
 const _: () = assert!(

@@ -17,6 +17,8 @@ use spanwire_tests::service::Target;
 use spanwire_tests::spans::{Kind, Span};
 
 const REQUESTS: usize = 24;
+/// More where two CPUs race: the reset against the hook of the send that it answers.
+const RESETS: usize = 200;
 
 /// The spans of one front's requests.
 struct Seen<'a> {
@@ -208,8 +210,8 @@ fn load(app: &App, prefix: &str) -> Result<Vec<String>> {
 }
 
 /// Requests that are expected to fail at the front.
-fn failing(app: &App, prefix: &str) -> Result<Vec<String>> {
-    (0..REQUESTS)
+fn failing(app: &App, prefix: &str, requests: usize) -> Result<Vec<String>> {
+    (0..requests)
         .map(|n| {
             let id = format!("{prefix}n{n}");
             let status = http::get(&app.target, &format!("/r/{id}"))?.status;
@@ -227,13 +229,13 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
     let agent = Agent::start(&Setup::of_services(&services)).unwrap();
 
     let retried = load(&apps.retrying, "retried").unwrap();
-    let reset = failing(&apps.resetting, "reset").unwrap();
-    let refused = failing(&apps.refused, "refused").unwrap();
+    let reset = failing(&apps.resetting, "reset", RESETS).unwrap();
+    let refused = failing(&apps.refused, "refused", REQUESTS).unwrap();
     let busy = load(&apps.next_busy, "busy").unwrap();
     let dead = load(&apps.next_dead, "dead").unwrap();
     // Server and client spans of retried requests and of nginx's good attempts are the least there must be.
     let spans = agent
-        .spans_when(|spans| spans.len() >= REQUESTS * (7 + 5 + 5 + 4 + 4))
+        .spans_when(|spans| spans.len() >= RESETS * 5 + REQUESTS * (7 + 5 + 4 + 4))
         .unwrap();
     let seen = Seen::new(&spans);
 
