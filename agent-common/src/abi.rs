@@ -513,6 +513,16 @@ impl ProcessClass {
     }
 }
 
+/// Elements of the map GENERATIONS: how often the map PROCESSES has been changed. Each is raised after the change.
+pub mod generation {
+    /// By the programs: forks, execs, exits.
+    pub const OF_THE_KERNEL_SIDE: u32 = 0;
+    /// By user space.
+    pub const OF_USER_SPACE: u32 = 1;
+    /// How many there are.
+    pub const COUNT: usize = 2;
+}
+
 /// Bits of [`ProcessValue::flags`].
 pub mod process_flag {
     /// The process is the agent or is excluded as a whole: admit refuses it.

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{
     bpf_ringbuf_reserve, bpf_ringbuf_submit,
 };
 use core::ffi::c_void;
-use spanwire_common::abi::{self, flag, kind, ExchangeRecord, RecordHeader, PATH_BYTES};
+use spanwire_common::abi::{self, flag, kind, ExchangeRecord, ProcessRecord, RecordHeader, PATH_BYTES};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Method;
 
@@ -40,24 +40,43 @@ fn next(record_kind: u8, len: u32) -> Option<(*mut c_void, RecordHeader)> {
     Some((core::ptr::from_ref(ring).cast_mut().cast(), header))
 }
 
-/// Sends a record that lies whole in map memory or on the stack; false if the ring is full. `wake`: user space is to
-/// look at once.
+/// Sends a record that lies whole in map memory; false if the ring is full.
 #[inline(always)]
-pub fn output<T>(record: &mut T, record_kind: u8, wake: bool, header_of: impl Fn(&mut T) -> &mut RecordHeader) -> bool {
+pub fn output<T>(record: &mut T, record_kind: u8, header_of: impl Fn(&mut T) -> &mut RecordHeader) -> bool {
     let Some((ring, header)) = next(record_kind, size_of::<T>() as u32) else {
         return false;
     };
     *header_of(record) = header;
-    let flags = if wake { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     // SAFETY: `record` is a whole T.
     unsafe {
         bpf_ringbuf_output(
             ring,
             core::ptr::from_mut(record).cast(),
             size_of::<T>() as u64,
-            flags.into(),
+            BPF_RB_NO_WAKEUP.into(),
         ) == 0
     }
+}
+
+/// Sends a process record and wakes user space; false if the ring is full. `fill` writes every field but the header. Put
+/// together in the ring, since it would take half of the stack.
+#[inline(always)]
+pub fn process(fill: impl FnOnce(&mut ProcessRecord)) -> bool {
+    let Some((ring, header)) = next(kind::PROCESS, size_of::<ProcessRecord>() as u32) else {
+        return false;
+    };
+    // SAFETY: a constant size; checked for null.
+    let record = unsafe { bpf_ringbuf_reserve(ring, size_of::<ProcessRecord>() as u64, 0) }.cast::<ProcessRecord>();
+    if record.is_null() {
+        return false;
+    }
+    // SAFETY: the room for a whole record was reserved, and any bytes are one.
+    unsafe {
+        (*record).header = header;
+        fill(&mut *record);
+        bpf_ringbuf_submit(record.cast(), BPF_RB_FORCE_WAKEUP.into());
+    }
+    true
 }
 
 /// Length of a short exchange record: most paths fit, and the ring holds more of them.

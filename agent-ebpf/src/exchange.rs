@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::{
 };
 use spanwire_common::abi::{
     context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
-    ProcessRecord, ProcessValue, RecordHeader, Settings, GRANDPARENTS, TEXT_BYTES,
+    ProcessRecord, ProcessValue, Settings, GRANDPARENTS, TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Request;
@@ -421,30 +421,20 @@ fn note(exchange: &Exchange, call: &Call) {
 /// Sends a process record about the current task.
 #[inline(always)]
 pub fn ask(pid: u32, time_ns: u64, event: u8) {
-    // SAFETY: no arguments.
-    let uid = unsafe { bpf_get_current_uid_gid() } as u32;
-    let mut record = ProcessRecord {
-        header: RecordHeader::default(),
-        time_ns,
-        cgroup_id: 0,
-        pid,
-        parent_pid: 0,
-        grandparents: [0; GRANDPARENTS],
-        uid,
-        event,
-        reserved: [0; 3],
-        comm: [0; 16],
-        filename: [0; 128],
-    };
-    ancestors(&mut record);
-    // SAFETY: 16 bytes of stack.
-    unsafe { bpf_get_current_comm((&raw mut record.comm).cast(), 16) };
-    if let Some(path) = EXECUTED.get_ptr(&pid) {
-        // SAFETY: a live map value, copied.
-        record.filename = unsafe { *path };
-    }
-    let sent = emit::output(&mut record, spanwire_common::abi::kind::PROCESS, true, |record| {
-        &mut record.header
+    // SAFETY: a whole record, every field of which is written; a helper's own 16 bytes.
+    let sent = emit::process(|record| unsafe {
+        record.time_ns = time_ns;
+        record.cgroup_id = 0;
+        record.pid = pid;
+        record.uid = bpf_get_current_uid_gid() as u32;
+        record.event = event;
+        record.reserved = [0; 3];
+        ancestors(record);
+        bpf_get_current_comm((&raw mut record.comm).cast(), 16);
+        match EXECUTED.get_ptr(&pid) {
+            Some(path) => _ = copy_kernel((&raw mut record.filename).cast(), 128, path.cast()),
+            None => record.filename = [0; 128],
+        }
     });
     if !sent {
         count(KernelCounter::RingFullOther);
@@ -511,9 +501,7 @@ pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32
     if record.what == text::TENANT && state.exchange.request.tenant == 0 {
         state.exchange.request.tenant = cursor.text_hash;
     }
-    let sent = emit::output(record, spanwire_common::abi::kind::TEXT, false, |record| {
-        &mut record.header
-    });
+    let sent = emit::output(record, spanwire_common::abi::kind::TEXT, |record| &mut record.header);
     if !sent {
         count(KernelCounter::RingFullOther);
     }

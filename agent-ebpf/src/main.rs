@@ -33,6 +33,7 @@ mod ids;
 mod maps;
 mod offsets;
 mod opaque;
+mod refused;
 mod seen;
 mod sk;
 mod socket;

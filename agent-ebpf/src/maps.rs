@@ -3,7 +3,7 @@
 
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use aya_ebpf::macros::btf_map;
-use spanwire_common::abi::{OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue};
+use spanwire_common::abi::{generation, OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue};
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
 
@@ -17,6 +17,14 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 /// processes it asks about and sets SERVES and DEMOTED; deleted at the process's exit.
 #[btf_map]
 pub static PROCESSES: HashMap<u32, ProcessValue, 32768> = HashMap::new();
+
+/// How often PROCESSES has been changed, by whom: [`spanwire_common::abi::generation`].
+#[btf_map]
+pub static GENERATIONS: Array<u64, { generation::COUNT }> = Array::new();
+
+/// The process this CPU has refused last, and under which generation (`refused`).
+#[btf_map]
+pub static REFUSED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Port -> selector items that name it. Written by user space.
 #[btf_map]

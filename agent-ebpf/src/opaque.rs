@@ -194,7 +194,7 @@ fn cause_of(state: &SockState, thread: u64) -> Cause {
 /// Sends a turn's record; it counts as a client's exchange.
 #[inline(always)]
 fn send(turn: &mut OpaqueTurn) {
-    let sent = emit::output(turn, kind::OPAQUE_TURN, false, |turn| &mut turn.header);
+    let sent = emit::output(turn, kind::OPAQUE_TURN, |turn| &mut turn.header);
     count(if sent {
         KernelCounter::ExchangesClient
     } else {

@@ -1,7 +1,7 @@
 //! One call on one socket: admit, find the state, pass over bodies, hand heads to the parser.
 
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
-use spanwire_common::abi::{family, process_flag, setting, ProcessClass, Settings};
+use spanwire_common::abi::{family, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{phase, Framing};
 
@@ -14,7 +14,7 @@ use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{access, before, connection, engine, opaque, seen, wire, worker};
+use crate::{access, before, connection, engine, opaque, refused, seen, wire, worker};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -206,6 +206,10 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         return;
     }
     let socket_family = sk.family();
+    // A refused process may share a captured one's socket. On TCP the sequence numbers show what has passed unseen.
+    if socket_family != AF_UNIX && refused::is_known() {
+        return;
+    }
     let Some(settings) = SETTINGS.get_ptr(0) else { return };
     // SAFETY: an array element.
     let settings = unsafe { &*settings };
@@ -303,7 +307,7 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     // SAFETY: as in `on_call`.
     let call = unsafe { &mut (*scratch).call };
     call.slot = hook.slot as u8;
-    if refused_as_a_whole() {
+    if refused::is_refused() {
         return;
     }
     identify(sk, call, socket_family, direction);
@@ -345,19 +349,6 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     new.enter();
     proceed(sk, state, scratch, len, flags, direction);
     connection::leave(sk, new, hook.slot);
-}
-
-/// The process is known and no selector asks for it: the cheapest way out for everything that is not captured.
-#[inline(always)]
-pub fn refused_as_a_whole() -> bool {
-    // SAFETY: no arguments.
-    let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
-    cost(KernelCounter::MapOperations);
-    PROCESSES.get_ptr(&pid).is_some_and(|process| {
-        // SAFETY: a live map value.
-        let process = unsafe { &*process };
-        process.include == 0 || process.flags & process_flag::EXCLUDED != 0
-    })
 }
 
 /// Finds the bytes and hands them to the parser.

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::btf_map;
 
 use crate::maps::SETTINGS;
+use crate::refused;
 use crate::sk::Sock;
 use crate::socket::{self, Hook};
 use spanwire_common::abi::{setting, CallKey, CallUnderWay};
@@ -33,7 +34,7 @@ pub fn is_wanted() -> bool {
         return false;
     };
     // SAFETY: an array element.
-    unsafe { (*settings).flags & setting::CAPTURE != 0 && !socket::refused_as_a_whole() }
+    unsafe { (*settings).flags & setting::CAPTURE != 0 && !refused::is_refused() }
 }
 
 /// A call begins. Returns the socket of an earlier one whose end was not seen, or null.

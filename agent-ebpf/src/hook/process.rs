@@ -6,7 +6,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use spanwire_common::abi::{process_event, process_flag, ProcessClass};
 
 use crate::maps::{EXECUTED, PROCESSES, UNITS, VECTORS};
-use crate::{exchange, offsets as off, sk, unit};
+use crate::{exchange, offsets as off, refused, sk, unit};
 
 /// `(struct task_struct *parent, struct task_struct *child)`.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -27,9 +27,10 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
         // Nobody has asked about the child yet.
         process.reserved[0] = 0;
         let _ = PROCESSES.insert(&pid, &process, 0);
+        refused::forget();
     } else {
         // What was told of an earlier bearer of this id after it had ended.
-        let _ = PROCESSES.remove(&pid);
+        forget(pid);
     }
     unit::inherit(u64::from(pid) << 32 | u64::from(tid));
     0
@@ -43,7 +44,7 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let (pid, filename): (u32, *const u8) =
         unsafe { (sk::load(task, off::task_tgid()), sk::load(bprm, off::bprm_filename())) };
     // Another program: what was known of the process holds no more.
-    let _ = PROCESSES.remove(&pid);
+    forget(pid);
     let mut path = [0u8; 128];
     // SAFETY: 128 bytes of stack; the helper checks the source and ends the string.
     unsafe { bpf_probe_read_kernel_str((&raw mut path).cast(), 128, filename.cast()) };
@@ -68,10 +69,18 @@ pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
     };
     // SAFETY: a live map value.
     let known = unsafe { (*entry).class != ProcessClass::Unclassified as u8 || (*entry).reserved[0] != 0 };
-    let _ = PROCESSES.remove(&pid);
+    forget(pid);
     if known {
         // SAFETY: no arguments.
         exchange::ask(pid, unsafe { bpf_ktime_get_ns() }, process_event::EXIT);
     }
     0
+}
+
+/// Nothing is known of a process any more.
+#[inline(always)]
+fn forget(pid: u32) {
+    if PROCESSES.remove(&pid).is_ok() {
+        refused::forget();
+    }
 }

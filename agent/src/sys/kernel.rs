@@ -128,6 +128,8 @@ pub struct Kernel {
     /// Attachments that aya does not keep.
     links: Vec<OwnedFd>,
     old_sockets_marked: bool,
+    /// How often this side has changed the map PROCESSES.
+    process_changes: u64,
 }
 
 /// An object, and the family whose programs are loaded from it.
@@ -159,6 +161,7 @@ impl Kernel {
             attached: Vec::new(),
             links: Vec::new(),
             old_sockets_marked: false,
+            process_changes: 0,
         };
         Ok((kernel, readers))
     }
@@ -355,7 +358,8 @@ impl Kernel {
         }
         processes
             .insert(pid, pod::Process(value), 0)
-            .map_err(named("PROCESSES"))
+            .map_err(named("PROCESSES"))?;
+        self.processes_changed()
     }
 
     /// Forgets a process.
@@ -366,10 +370,21 @@ impl Kernel {
         let map = self.map("PROCESSES")?;
         let mut processes = HashMap::<_, u32, pod::Process>::try_from(map).map_err(named("PROCESSES"))?;
         match processes.remove(&pid) {
-            Ok(()) => Ok(()),
+            Ok(()) => self.processes_changed(),
             Err(aya::maps::MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(named("PROCESSES")(error)),
         }
+    }
+
+    /// The kernel side remembers whom it has refused: no longer.
+    fn processes_changed(&mut self) -> Result<(), KernelError> {
+        self.process_changes += 1;
+        let changes = self.process_changes;
+        let map = self.map("GENERATIONS")?;
+        let mut array = Array::<_, u64>::try_from(map).map_err(named("GENERATIONS"))?;
+        array
+            .set(abi::generation::OF_USER_SPACE, changes, 0)
+            .map_err(named("GENERATIONS"))
     }
 
     /// Names a port in selector items.
