@@ -58,7 +58,7 @@ pub(super) fn measure(bench: &Bench) -> Result<Section> {
     Ok(Section {
         method: format!(
             "nginx `return 200`, server side captured; {ROUNDS} rounds of each agent in turn; {REQUESTS} requests of hey at {PER_SECOND} a \
-             second. CPU: user and system time of all the agent's threads over the load and 2 s after it, ticks of 10 ms. \
+             second. CPU: what the scheduler says all the agent's threads ran, over the load and 2 s after it. \
              The OTLP endpoint is a thread of the benchmark that reads and forgets. What the programs in the kernel spend is \
              the traced process's, and in the other sections."
         ),

@@ -77,8 +77,8 @@ pub(super) fn measure(bench: &Bench) -> Result<Section> {
     Ok(Section {
         method: format!(
             "The agent with its store, both sides of every connection captured (`port=PORT`); each state watched for {} s. A connection \
-             carries one request and then idles. `No cost` means within 2 ms a second (0.2 % of a processor, and two ticks of the clock \
-             that measures it) of the state at rest.",
+             carries one request and then idles. `No cost` means within 2 ms a second (0.2 % of a processor) of the \
+             state at rest.",
             WATCH.as_secs()
         ),
         rows,
