@@ -40,6 +40,15 @@ impl Metrics {
         self.samples.iter().any(|(found, _, _)| found == name)
     }
 
+    /// The samples of these metrics that are not zero, for a message.
+    pub fn nonzero(&self, names: &[&str]) -> Vec<String> {
+        self.samples
+            .iter()
+            .filter(|(name, _, value)| names.contains(&name.as_str()) && *value != 0.0)
+            .map(|(name, labels, value)| format!("{name}{labels:?} {value}"))
+            .collect()
+    }
+
     /// Names of all metrics.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<_> = self.samples.iter().map(|(name, _, _)| name.as_str()).collect();

@@ -197,6 +197,17 @@ impl Apps {
     }
 }
 
+/// What the agent has counted besides spans, for a message.
+fn told(agent: &Agent) -> String {
+    match agent.metrics() {
+        Ok(metrics) => format!(
+            "counted: {:#?}",
+            metrics.nonzero(&["spanwire_kernel_notes_total", "spanwire_dropped_total"])
+        ),
+        Err(error) => format!("no metrics: {error:#}"),
+    }
+}
+
 fn load(app: &App, prefix: &str) -> Result<Vec<String>> {
     Load {
         target: &app.target,
@@ -271,7 +282,13 @@ fn attempts_are_numbered_and_errors_are_where_they_happened() {
         for id in &reset {
             let front = seen.server(&format!("/r/{id}"))?;
             let attempts = seen.of(&format!("/o/{id}/b"), Kind::Client);
-            ensure!(attempts.len() == 4, "{id}: {} attempts, expected 4", attempts.len());
+            ensure!(
+                attempts.len() == 4,
+                "{id}: {} attempts, expected 4; {}; {}",
+                attempts.len(),
+                seen.around(front),
+                told(&agent)
+            );
             numbered(attempts, front).with_context(|| id.clone())?;
             for attempt in attempts {
                 *kinds
