@@ -52,7 +52,10 @@ pub fn leave_own(key: u64) {
 }
 
 /// The server has read a head: take what the client left. Returns true if the agent itself is the client.
-#[inline(always)]
+///
+/// verifier: where fields are read through the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
 pub fn meet(exchange: &mut Exchange) -> bool {
     if exchange.flags & flag::WIRE_KEY == 0 {
         return false;
