@@ -122,6 +122,7 @@ pub(crate) fn ebpf_cargo(rustc: &BpfRustc, linker: &Path, root: &Path, target_di
         "-Cpanic=abort",
         &format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf",
+        // Else LLVM leaves every memset to a function that clears byte by byte.
         "-Clink-arg=--disable-expand-memcpy-in-order",
     ]
     .join("\x1f");
