@@ -3,13 +3,11 @@
 //! Both socket hooks run after the call did its work, in its thread, so the registers still say where the bytes are
 //! and the pages have just been touched. A buffer that cannot be read is counted, and the length is kept.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::window::{CARRY_BYTES, FILL_BYTES};
 
-use crate::arch::{nr, PtRegs, USER_CS_32, USER_CS_64};
+use crate::arch::{nr, Registers, USER_CS_32, USER_CS_64};
 use crate::count::{cost, count};
 use crate::global::global;
 use crate::maps::{VectorPosition, VECTORS};
@@ -64,15 +62,11 @@ pub fn describe(call: &mut Call, len: u64) -> Buffer {
     call.iov_count = 0;
     call.iov_next = 0;
     call.left = 0;
-    // SAFETY: both helpers take and return trusted pointers; pt_regs may be loaded from directly (5.15+).
-    let (number, di, si, dx, cs) = unsafe {
-        let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const PtRegs;
-        if regs.is_null() {
-            return Buffer::Unreadable;
-        }
-        ((*regs).orig_rax, (*regs).rdi, (*regs).rsi, (*regs).rdx, (*regs).cs)
+    let Some(registers) = Registers::current() else {
+        return Buffer::Unreadable;
     };
-    let _ = di;
+    let (number, si, dx) = (registers.number(), registers.second(), registers.third());
+    let cs = registers.code_segment();
     if cs != USER_CS_64 {
         return if cs == USER_CS_32 { Buffer::Compat } else { Buffer::None };
     }

@@ -194,7 +194,10 @@ global! {
 }
 
 /// The exchange that the next response belongs to: the oldest that waits.
-#[inline(always)]
+///
+/// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
 fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     if state.queued == 0 {
         return &raw mut state.exchange;
@@ -207,7 +210,7 @@ fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     PIPELINE.get_ptr_mut(&key).unwrap_or(core::ptr::null_mut())
 }
 
-/// A point of the response to the oldest open exchange; when it is over, the next one in line is the oldest.
+/// A point of the response to the oldest open exchange.
 #[inline(always)]
 fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
     let exchange = oldest(state);
@@ -216,15 +219,24 @@ fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
     }
     let over = response(exchange, scratch, point) != 0;
     if over && state.queued != 0 {
-        let key = PipelineKey {
-            cookie: state.cookie,
-            ordinal: u64::from(state.oldest_ordinal),
-        };
-        let _ = PIPELINE.remove(&key);
-        state.queued -= 1;
-        state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
+        forget_oldest(state);
     }
     true
+}
+
+/// The oldest exchange is over; the next one in line is the oldest.
+///
+/// verifier: as [`oldest`].
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
+fn forget_oldest(state: &mut SockState) {
+    let key = PipelineKey {
+        cookie: state.cookie,
+        ordinal: u64::from(state.oldest_ordinal),
+    };
+    let _ = PIPELINE.remove(&key);
+    state.queued -= 1;
+    state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
 }
 
 global! {
@@ -444,7 +456,10 @@ fn needs_bytes(f: &Framing) -> bool {
 }
 
 /// Keeps the partial line for the next call.
-#[inline(always)]
+///
+/// verifier: as [`oldest`].
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
 fn save(state: &mut SockState, working: &mut Scratch) {
     let direction = working.call.direction;
     let carry = framing(state, direction).carry;

@@ -1,8 +1,6 @@
 //! What happens at the points of an exchange: its first byte, the end of its head, the end of a message.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_comm, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_get_prandom_u32,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_prandom_u32};
 use spanwire_common::abi::{
     context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
     ProcessRecord, ProcessValue, RecordHeader, Settings, GRANDPARENTS, TEXT_BYTES,
@@ -18,7 +16,7 @@ use crate::state::{
     Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
     ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, ids, offsets as off, sk, unit, wire};
+use crate::{access, emit, ids, offsets as off, sk, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -442,7 +440,7 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
 fn ancestors(record: &mut ProcessRecord) {
     // SAFETY: task_struct.real_parent and tgid, from a trusted pointer on; a load that faults yields zero.
     unsafe {
-        let mut task = bpf_get_current_task_btf() as *const u8;
+        let mut task = access::current_task();
         task = sk::load(task, off::task_real_parent());
         record.parent_pid = sk::load(task, off::task_tgid());
         let mut index = 0;

@@ -9,7 +9,8 @@ use crate::call::{describe, Buffer};
 use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
 use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
-use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS};
+use crate::global::working;
+use crate::maps::{slot, PROCESSES, SETTINGS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
@@ -130,6 +131,10 @@ pub fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
 #[cfg_attr(not(feature = "untyped"), inline(always))]
 pub fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
     call.cookie = cookie;
+    #[cfg(feature = "scalars")]
+    {
+        call.socket = sk.0 as u64;
+    }
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
     if socket_family == AF_UNIX {
@@ -252,7 +257,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+    let Some(scratch) = working(hook.slot) else {
         return;
     };
     // SAFETY: an element of a per-CPU array, used by this program only.
@@ -297,7 +302,7 @@ fn pass_over(state: &mut SockState, len: u32, direction: u32) -> bool {
 #[inline(always)]
 fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags: u32, hook: Hook) {
     let direction = hook.direction;
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+    let Some(scratch) = working(hook.slot) else {
         return;
     };
     // SAFETY: as in `on_call`.

@@ -238,6 +238,9 @@ pub struct Call {
     pub has_key: u8,
     /// Element of the per-CPU arrays (`maps::slot`).
     pub slot: u8,
+    /// Address of the `struct sock`: key of its state.
+    #[cfg(feature = "scalars")]
+    pub socket: u64,
 }
 
 /// Per-CPU working memory of one hook.

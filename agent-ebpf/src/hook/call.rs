@@ -5,6 +5,7 @@ use aya_ebpf::btf_maps::LruHashMap;
 use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::btf_map;
 
+use crate::arch;
 use crate::maps::SETTINGS;
 use crate::sk::Sock;
 use crate::socket::{self, Hook};
@@ -33,7 +34,8 @@ pub fn is_wanted() -> bool {
         return false;
     };
     // SAFETY: an array element.
-    unsafe { (*settings).flags & setting::CAPTURE != 0 && !socket::refused_as_a_whole() }
+    let captures = unsafe { (*settings).flags & setting::CAPTURE != 0 };
+    captures && !socket::refused_as_a_whole() && arch::has_registers()
 }
 
 /// A call begins. Returns the socket of an earlier one whose end was not seen, or null.

@@ -1,7 +1,7 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -122,23 +122,24 @@ impl Family {
         }
     }
 
-    /// Which object has its programs.
-    pub(super) const fn object(self) -> Object {
+    /// Which objects have its programs.
+    const fn objects(self) -> &'static [Object] {
         match self {
-            Self::TpBtf | Self::Fexit => Object::Typed,
-            Self::Kprobe | Self::Syscalls => Object::Untyped,
+            Self::TpBtf | Self::Fexit => &[Object::Typed],
+            Self::Kprobe | Self::Syscalls => &[Object::Untyped, Object::Scalars],
         }
     }
 
-    /// The families to try, the best first: all, or the one that `SPANWIRE_HOOKS` names.
+    /// What to try, the best first: each object with the families it has, all or the one that `SPANWIRE_HOOKS` names.
     ///
     /// # Errors
     /// [`HooksError::Unknown`].
-    pub fn to_try() -> Result<Vec<Self>, HooksError> {
-        match std::env::var("SPANWIRE_HOOKS") {
-            Err(_) => Ok(Self::ALL.to_vec()),
-            Ok(name) => Self::named(&name).map(|family| vec![family]),
-        }
+    pub(super) fn to_try() -> Result<VecDeque<(Self, Object)>, HooksError> {
+        let families = match std::env::var("SPANWIRE_HOOKS") {
+            Err(_) => Self::ALL.to_vec(),
+            Ok(name) => vec![Self::named(&name)?],
+        };
+        Ok(by_object(&families))
     }
 
     fn named(name: &str) -> Result<Self, HooksError> {
@@ -172,6 +173,14 @@ impl Family {
             }
         }
     }
+}
+
+/// The families in the order of their objects.
+fn by_object(families: &[Family]) -> VecDeque<(Family, Object)> {
+    let of = |object: Object| families.iter().map(move |family| (*family, object));
+    let all = Object::ALL.into_iter().flat_map(of);
+    all.filter(|(family, object)| family.objects().contains(object))
+        .collect()
 }
 
 /// Second programs on the tracepoints, attached after the first.
@@ -427,6 +436,22 @@ mod tests {
         assert!(KPROBES[first_entry..]
             .iter()
             .all(|(program, _)| program.starts_with("enter")));
+    }
+
+    #[test]
+    fn what_costs_most_is_tried_last() {
+        use Family::{Fexit, Kprobe, Syscalls, TpBtf};
+        use Object::{Scalars, Typed, Untyped};
+        let all = [
+            (TpBtf, Typed),
+            (Fexit, Typed),
+            (Kprobe, Untyped),
+            (Syscalls, Untyped),
+            (Kprobe, Scalars),
+            (Syscalls, Scalars),
+        ];
+        assert_eq!(by_object(&Family::ALL), all);
+        assert_eq!(by_object(&[Syscalls]), [(Syscalls, Untyped), (Syscalls, Scalars)]);
     }
 
     #[test]
