@@ -5,7 +5,7 @@ use spanwire_common::abi::{family, process_flag, setting, ProcessClass, Settings
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{phase, Framing};
 
-use crate::call::{describe, Buffer};
+use crate::call::{describe, skip, Buffer};
 use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
 use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
@@ -374,13 +374,17 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
     if direction == RX {
         call.blocking = u8::from(flags & MSG_DONTWAIT == 0 && sk.is_blocking());
     }
-    call.unread = u64::from(len);
+    let earlier = call.earlier();
+    call.unread = u64::from(len) + earlier;
     call.length = len;
-    let buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
-        describe(call, u64::from(len))
+    let mut buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
+        describe(call, u64::from(len) + earlier)
     } else {
         Buffer::Unreadable
     };
+    if earlier != 0 && skip(scratch, earlier) == 0 {
+        buffer = Buffer::Unreadable;
+    }
     match buffer {
         Buffer::User => call.readable = 1,
         Buffer::None => count(KernelCounter::NoUserBuffer),

@@ -3,11 +3,13 @@
 //!
 //! The kernel has a fixed number of places for functions under way whose return is probed (two a CPU, ten at least), and
 //! a call that finds none is left out. So no return is probed of the function in which servers wait: what `tcp_recvmsg`
-//! has received is told by `tcp_cleanup_rbuf`, with which it ends.
+//! has received is told by `tcp_cleanup_rbuf`, with which it ends, and which it calls before it takes what has come in the
+//! meantime.
 
 use aya_ebpf::macros::{kprobe, kretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
+use crate::global::working;
 use crate::gone;
 use crate::hook::call::{self, begin, end, is_wanted, CALLS};
 use crate::maps::slot;
@@ -19,8 +21,6 @@ const TCP_RECEIVE: u32 = 1;
 const SEND: u32 = 2;
 const UNIX_RECEIVE: u32 = 3;
 
-/// Stands for bytes of which it is not known where in the caller's buffer they went.
-const MSG_TRUNC: u32 = 0x20;
 /// Bit of `sk_shutdown`.
 const RCV_SHUTDOWN: u8 = 1;
 
@@ -91,12 +91,21 @@ pub fn tcp_cleanup_rbuf(ctx: ProbeContext) -> u32 {
     let before = entry.told;
     let more = (copied as u32).wrapping_sub(before);
     entry.told = copied as u32;
-    // What comes after a wait (MSG_WAITALL) lies behind the first bytes in the buffer: counted, not looked at.
-    let flags = entry.flags | if before != 0 { MSG_TRUNC } else { 0 };
     if copied == 0 || more != 0 {
-        call::received(sk.0 as u64, more as i32, flags, 0);
+        set_earlier(before);
+        call::received(sk.0 as u64, more as i32, entry.flags, 0);
+        set_earlier(0);
     }
     0
+}
+
+/// Bytes that the call under way has told before.
+#[inline(always)]
+fn set_earlier(bytes: u32) {
+    if let Some(scratch) = working(slot::RECEIVE) {
+        // SAFETY: an element of a per-CPU array, used by receives only.
+        unsafe { (*scratch).call.earlier = u64::from(bytes) };
+    }
 }
 
 /// `int tcp_sendmsg(struct sock *, ...)`, and `tcp_sendpage` (sendfile and splice before 6.5).
