@@ -79,7 +79,8 @@ impl Registers {
     pub fn current() -> Option<Self> {
         // SAFETY: task_struct.stack.
         let stack: *const u8 = unsafe { load(access::current_task(), off::task_stack()) };
-        let end = stack.wrapping_add(THREAD_SIZE);
+        // SAFETY: a static of this program, set before the load.
+        let end = stack.wrapping_add(unsafe { core::ptr::read_volatile(&raw const THREAD_SIZE) } as usize);
         (!stack.is_null()).then_some(Self(end.cast::<PtRegs>().wrapping_sub(1)))
     }
 
@@ -133,12 +134,12 @@ impl Registers {
     }
 }
 
-/// Size of a task's stack (arch/x86/include/asm/page_64_types.h), unless the kernel was built to find its own bugs (KASAN).
+/// Size of a task's stack (arch/x86/include/asm/page_64_types.h), set by the loader.
 #[cfg(feature = "scalars")]
-const THREAD_SIZE: usize = 16 << 10;
+#[no_mangle]
+static THREAD_SIZE: u32 = 0;
 
-/// The registers of the current task lie where they are looked for. Where they do not, nothing is seen, and the agent,
-/// which tries its hooks on itself, takes notice.
+/// The current task has come from user space, and its registers lie where they are looked for.
 #[cfg(feature = "untyped")]
 #[inline(always)]
 pub fn has_registers() -> bool {

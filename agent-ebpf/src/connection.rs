@@ -167,10 +167,7 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
 /// Working memory for what comes in a thread or in a softirq that interrupts one; null if there is none.
 #[inline(always)]
 fn borrow_scratch() -> *mut Scratch {
-    let (Some(first), Some(nested)) = (
-        working(slot::STATE),
-        working(slot::STATE_NESTED),
-    ) else {
+    let (Some(first), Some(nested)) = (working(slot::STATE), working(slot::STATE_NESTED)) else {
         return core::ptr::null_mut();
     };
     // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).

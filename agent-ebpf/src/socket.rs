@@ -52,7 +52,7 @@ impl Hook {
     pub const SEND_AGAIN: Self = Self::new(TX, slot::UNIX_SEND);
     pub const TCP_RECVMSG: Self = Self::RECEIVE;
     pub const TCP_SENDMSG: Self = Self::SEND;
-    #[cfg(not(feature = "untyped"))]
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
     pub const TCP_SENDPAGE: Self = Self::new(TX, slot::TCP_PAGE);
     pub const UNIX_RECVMSG: Self = Self::new(RX, slot::UNIX_RECEIVE);
     pub const UNIX_SENDMSG: Self = Self::new(TX, slot::UNIX_SEND);

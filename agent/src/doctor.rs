@@ -406,13 +406,9 @@ pub fn examine(node: &dyn Node) -> Report {
         Feature::KernelMemory,
     ];
     let have = |feature: &Feature| works.contains(feature);
-    let by_types = [
-        Feature::SocketStorage,
-        Feature::SocketCookie,
-        Feature::TaskRegisters,
-    ]
-    .iter()
-    .all(have)
+    let by_types = [Feature::SocketStorage, Feature::SocketCookie, Feature::TaskRegisters]
+        .iter()
+        .all(have)
         && [Feature::SocketTracepoints, Feature::Fentry].iter().any(have);
     let by_address = [Feature::Kprobe, Feature::SyscallTracepoints].iter().any(have);
     let kernel_can = needed.iter().all(have) && (by_types || by_address);

@@ -113,11 +113,7 @@ fn what_every_family_needs() {
 
 #[test]
 fn programs_without_types_need_neither_socket_storage_nor_task_registers() {
-    let newer = [
-        Feature::SocketStorage,
-        Feature::SocketCookie,
-        Feature::TaskRegisters,
-    ];
+    let newer = [Feature::SocketStorage, Feature::SocketCookie, Feature::TaskRegisters];
     assert!(examine(&node(&newer)).tracing_possible);
     for feature in newer {
         let typed_only = [feature, Feature::Kprobe, Feature::SyscallTracepoints];

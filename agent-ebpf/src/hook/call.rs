@@ -16,6 +16,17 @@ use spanwire_common::abi::{setting, CallKey, CallUnderWay};
 #[btf_map]
 pub static CALLS: LruHashMap<CallKey, CallUnderWay, 16384> = LruHashMap::new();
 
+/// Set by the loader: which parameter of `tcp_recvmsg` has the flags (5.19 dropped the one before).
+#[no_mangle]
+static RECVMSG_FLAGS: u32 = 0;
+
+/// Index of the flags among the parameters of `tcp_recvmsg`.
+#[inline(always)]
+pub fn recvmsg_flags() -> u32 {
+    // SAFETY: a static of this program, set before the load.
+    unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) }
+}
+
 /// The current thread's key for `what`.
 #[inline(always)]
 pub fn key(what: u32) -> CallKey {

@@ -24,10 +24,6 @@ const UNIX_RECEIVE: u32 = 3;
 /// Bit of `sk_shutdown`.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// Set by the loader: which parameter of `tcp_recvmsg` has the flags (5.19 dropped the one before).
-#[no_mangle]
-static RECVMSG_FLAGS: u32 = 0;
-
 /// `struct sock *` as the first argument.
 #[inline(always)]
 fn sock(ctx: &ProbeContext) -> Sock {
@@ -52,9 +48,7 @@ fn recvmsg_flags(ctx: &ProbeContext) -> u32 {
             core::ptr::read_volatile(&raw const (*ctx.regs).r8),
         )
     };
-    // SAFETY: a static of this program, set before the load.
-    let index = unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) };
-    (if index == 4 { fifth } else { fourth }) as u32
+    (if call::recvmsg_flags() == 4 { fifth } else { fourth }) as u32
 }
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, [int nonblock,] int flags, int *addr_len)`

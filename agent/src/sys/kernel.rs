@@ -511,7 +511,7 @@ impl Loaded {
         loader: &Loader,
         rings: &[MapData],
     ) -> Result<Vec<&'static str>, KernelError> {
-        let hooks = family.hooks(&loader.types.btf)?;
+        let hooks = family.hooks(object, &loader.types.btf)?;
         if object != self.object {
             let mut ebpf = loader.load(object, rings)?;
             hand_over(&mut self.ebpf, &mut ebpf)?;

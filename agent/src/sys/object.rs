@@ -131,6 +131,7 @@ impl Loader<'_> {
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
+        let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(aya::VerifierLogLevel::STATS);
@@ -151,6 +152,7 @@ impl Loader<'_> {
                 loader.override_global("RECVMSG_FLAGS", &recvmsg_flags, true);
                 loader.map_max_entries("SOCKETS", (self.options.connections / 2).max(1_024));
                 if object == Object::Scalars {
+                    loader.override_global("THREAD_SIZE", &thread_size, true);
                     SCALARS
                 } else {
                     UNTYPED
@@ -184,7 +186,11 @@ impl Loader<'_> {
             offsets.push((global, offset));
         }
         if object != Object::Typed {
-            let besides = if object == Object::Scalars { &OFFSETS_SCALARS[..] } else { &[] };
+            let besides = if object == Object::Scalars {
+                &OFFSETS_SCALARS[..]
+            } else {
+                &[]
+            };
             for (global, structure, field) in OFFSETS_UNTYPED.iter().chain(besides) {
                 offsets.push((global, self.types.btf.offset(structure, field)?));
             }
@@ -197,6 +203,13 @@ impl Loader<'_> {
         }
         Ok(offsets)
     }
+}
+
+/// Size of a task's stack: 16 KiB, twice that where the kernel was built to find its own bugs (KASAN_STACK_ORDER,
+/// arch/x86/include/asm/page_64_types.h).
+fn thread_size(types: &KernelTypes) -> u32 {
+    let finds_bugs = types.btf.offset("task_struct", "kasan_depth").is_ok();
+    (16 << 10) << u32::from(finds_bugs)
 }
 
 /// Programs that walk, and over what.
