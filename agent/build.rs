@@ -1,5 +1,5 @@
-//! Builds the kernel side (`agent-ebpf`, for `bpfel-unknown-none`) twice, for programs with typed arguments and for those
-//! without, and tells the agent where the objects are: `aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_TYPED"))`.
+//! Builds the kernel side (`agent-ebpf`, for `bpfel-unknown-none`) into each of its objects, and tells the agent where they
+//! are: `aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_TYPED"))`.
 //!
 //! The tools are those `./x` sets up; a plain `cargo build`, `test` or `clippy` finds them in the same places.
 

@@ -3,14 +3,13 @@
 //! Both socket hooks run after the call did its work, in its thread, so the registers still say where the bytes are
 //! and the pages have just been touched. A buffer that cannot be read is counted, and the length is kept.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::window::{CARRY_BYTES, FILL_BYTES};
 
-use crate::arch::{nr, PtRegs, USER_CS_32, USER_CS_64};
+use crate::arch::{nr, Registers, USER_CS_32, USER_CS_64};
 use crate::count::{cost, count};
+use crate::global::global;
 use crate::maps::{VectorPosition, VECTORS};
 use crate::state::{Call, Scratch, SPILL_BYTES};
 
@@ -63,15 +62,11 @@ pub fn describe(call: &mut Call, len: u64) -> Buffer {
     call.iov_count = 0;
     call.iov_next = 0;
     call.left = 0;
-    // SAFETY: both helpers take and return trusted pointers; pt_regs may be loaded from directly (5.15+).
-    let (number, di, si, dx, cs) = unsafe {
-        let regs = bpf_task_pt_regs(bpf_get_current_task_btf()) as *const PtRegs;
-        if regs.is_null() {
-            return Buffer::Unreadable;
-        }
-        ((*regs).orig_rax, (*regs).rdi, (*regs).rsi, (*regs).rdx, (*regs).cs)
+    let Some(registers) = Registers::current() else {
+        return Buffer::Unreadable;
     };
-    let _ = di;
+    let (number, si, dx) = (registers.number(), registers.second(), registers.third());
+    let cs = registers.code_segment();
     if cs != USER_CS_64 {
         return if cs == USER_CS_32 { Buffer::Compat } else { Buffer::None };
     }
@@ -150,54 +145,51 @@ fn next_piece(call: &mut Call) -> bool {
     true
 }
 
-/// Copies the next bytes of the call into the window behind `cursor.end`, up to FILL_BYTES of them. Returns how many
-/// were added; 0 if none could be read.
-///
-/// verifier: a global function, so it is verified once with unknown memory; the loop's state is in memory.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn fill(scratch: *mut Scratch) -> u32 {
-    if scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: non-null means a whole Scratch (the verifier's rule for pointer arguments of global functions).
-    let scratch = unsafe { &mut *scratch };
-    let mut added = 0u32;
-    for _ in 0..GATHER {
-        let at = scratch.cursor.end;
-        if at > (CARRY_BYTES + FILL_BYTES) as u32 || scratch.call.unread == 0 {
-            break;
-        }
-        if scratch.call.left == 0 {
-            if !next_piece(&mut scratch.call) {
+global! {
+    /// Copies the next bytes of the call into the window behind `cursor.end`, up to FILL_BYTES of them. Returns how many
+    /// were added; 0 if none could be read.
+    ///
+    /// verifier: a global function, so it is verified once with unknown memory; the loop's state is in memory.
+    pub fn fill(scratch: *mut Scratch) else { 0 } {
+        // SAFETY: non-null means a whole Scratch (the verifier's rule for pointer arguments of global functions).
+        let scratch = unsafe { &mut *scratch };
+        let mut added = 0u32;
+        for _ in 0..GATHER {
+            let at = scratch.cursor.end;
+            if at > (CARRY_BYTES + FILL_BYTES) as u32 || scratch.call.unread == 0 {
                 break;
             }
-            continue;
-        }
-        let mut bytes = scratch.call.left.min(scratch.call.unread);
-        if bytes > FILL_BYTES as u64 {
-            bytes = FILL_BYTES as u64;
-        }
-        let bytes = bound_fill(bytes);
-        // SAFETY: `at` is at most CARRY + FILL, `bytes` at most FILL: `spill` follows the window for the sum.
-        let read = unsafe {
-            let to = (&raw mut scratch.window).cast::<u8>().add(at as usize);
-            read_user(to, bytes, scratch.call.base)
-        };
-        if !read {
-            count(KernelCounter::UnreadableBuffer);
+            if scratch.call.left == 0 {
+                if !next_piece(&mut scratch.call) {
+                    break;
+                }
+                continue;
+            }
+            let mut bytes = scratch.call.left.min(scratch.call.unread);
+            if bytes > FILL_BYTES as u64 {
+                bytes = FILL_BYTES as u64;
+            }
+            let bytes = bound_fill(bytes);
+            // SAFETY: `at` is at most CARRY + FILL, `bytes` at most FILL: `spill` follows the window for the sum.
+            let read = unsafe {
+                let to = (&raw mut scratch.window).cast::<u8>().add(at as usize);
+                read_user(to, bytes, scratch.call.base)
+            };
+            if !read {
+                count(KernelCounter::UnreadableBuffer);
+                break;
+            }
+            scratch.call.base = scratch.call.base.wrapping_add(u64::from(bytes));
+            scratch.call.left = scratch.call.left.wrapping_sub(u64::from(bytes));
+            scratch.call.unread = scratch.call.unread.wrapping_sub(u64::from(bytes));
+            scratch.cursor.end = at.wrapping_add(bytes);
+            added = bytes;
+            // One piece at a time: a head that ends in it needs no other (nginx: head and body are two), and one that
+            // does not asks again.
             break;
         }
-        scratch.call.base = scratch.call.base.wrapping_add(u64::from(bytes));
-        scratch.call.left = scratch.call.left.wrapping_sub(u64::from(bytes));
-        scratch.call.unread = scratch.call.unread.wrapping_sub(u64::from(bytes));
-        scratch.cursor.end = at.wrapping_add(bytes);
-        added = bytes;
-        // One piece at a time: a head that ends in it needs no other (nginx: head and body are two), and one that
-        // does not asks again.
-        break;
+        added
     }
-    added
 }
 
 /// Bounds a length that is at most FILL_BYTES in a way LLVM cannot fold away ("R2 min value is negative").
@@ -210,33 +202,30 @@ fn bound_fill(bytes: u64) -> u32 {
     bytes as u32
 }
 
-/// Passes over `bytes` of the call that need not be read. False if the pieces do not reach that far.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn skip(scratch: *mut Scratch, bytes: u64) -> u32 {
-    if scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: as in `fill`.
-    let call = unsafe { &mut (*scratch).call };
-    call.unread = call.unread.wrapping_sub(bytes);
-    let mut bytes = bytes;
-    for _ in 0..SKIP {
-        if bytes == 0 {
-            return 1;
-        }
-        if call.left == 0 {
-            if !next_piece(call) {
-                return 0;
+global! {
+    /// Passes over `bytes` of the call that need not be read. False if the pieces do not reach that far.
+    pub fn skip(scratch: *mut Scratch; bytes: u64) else { 0 } {
+        // SAFETY: as in `fill`.
+        let call = unsafe { &mut (*scratch).call };
+        call.unread = call.unread.wrapping_sub(bytes);
+        let mut bytes = bytes;
+        for _ in 0..SKIP {
+            if bytes == 0 {
+                return 1;
             }
-            continue;
+            if call.left == 0 {
+                if !next_piece(call) {
+                    return 0;
+                }
+                continue;
+            }
+            let step = call.left.min(bytes);
+            call.base = call.base.wrapping_add(step);
+            call.left = call.left.wrapping_sub(step);
+            bytes = bytes.wrapping_sub(step);
         }
-        let step = call.left.min(bytes);
-        call.base = call.base.wrapping_add(step);
-        call.left = call.left.wrapping_sub(step);
-        bytes = bytes.wrapping_sub(step);
+        u32::from(bytes == 0)
     }
-    u32::from(bytes == 0)
 }
 
 /// Copies within kernel memory.

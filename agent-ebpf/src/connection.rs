@@ -8,7 +8,8 @@ use spanwire_common::protocol::http1::phase;
 use crate::call::now;
 use crate::count::count;
 use crate::exchange::{admit, class_or_name, RESPONSE_CLOSED, RESPONSE_ENDS, RESPONSE_RESET};
-use crate::maps::{slot, SCRATCH, SETTINGS};
+use crate::global::working;
+use crate::maps::{slot, SETTINGS};
 use crate::sk::{Sock, AF_UNIX};
 use crate::socket::{identify, locate, Hook, ECONNRESET, EPIPE};
 use crate::state::{
@@ -33,7 +34,7 @@ pub fn end_of_stream(sk: Sock, state: &mut SockState, socket_family: u16, elemen
     if state.flags & SOCK_OPAQUE != 0 {
         return opaque::end(state.cookie);
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
+    let Some(scratch) = working(element) else {
         return;
     };
     // SAFETY: as in `on_call`.
@@ -94,7 +95,7 @@ pub fn broken(sk: Sock, hook: Hook) {
     if state.is_null() {
         return;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+    let Some(scratch) = working(hook.slot) else {
         return;
     };
     // SAFETY: whole objects; as in `on_call`.
@@ -140,7 +141,7 @@ pub fn sweep(sk: Sock) {
         state.idle_sweeps += 1;
         return;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
+    let Some(scratch) = working(slot::SWEEP) else {
         return;
     };
     // SAFETY: an element that belongs to this walk.
@@ -166,10 +167,7 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
 /// Working memory for what comes in a thread or in a softirq that interrupts one; null if there is none.
 #[inline(always)]
 fn borrow_scratch() -> *mut Scratch {
-    let (Some(first), Some(nested)) = (
-        SCRATCH.get_ptr_mut(slot::STATE),
-        SCRATCH.get_ptr_mut(slot::STATE_NESTED),
-    ) else {
+    let (Some(first), Some(nested)) = (working(slot::STATE), working(slot::STATE_NESTED)) else {
         return core::ptr::null_mut();
     };
     // SAFETY: whole objects; who is at work in the first was interrupted and goes on when this is over (slot::STATE).
@@ -267,7 +265,7 @@ pub fn leave(sk: Sock, state: &mut SockState, element: u32) {
         return;
     }
     if left_to_this_call || sk.state() == TCP_CLOSE {
-        if let Some(scratch) = SCRATCH.get_ptr_mut(element) {
+        if let Some(scratch) = working(element) {
             finish(sk, state, scratch);
         }
     }

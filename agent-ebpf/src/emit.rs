@@ -11,6 +11,7 @@ use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Method;
 
 use crate::count::{cost, count};
+use crate::global::global;
 use crate::ids;
 use crate::maps::{RINGS, SEQUENCES};
 use crate::state::{Call, Exchange, ROLE_SERVER};
@@ -90,33 +91,30 @@ pub fn exchange(exchange: &Exchange, call: &Call, outcome: u8, protocol: u8, end
     emit_exchange(core::ptr::from_ref(exchange), core::ptr::from_ref(call), codes, end_ns);
 }
 
-/// verifier: a global function, verified once and not once for each way an exchange can end.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn emit_exchange(exchange: *const Exchange, call: *const Call, codes: u32, end_ns: u64) -> u32 {
-    if exchange.is_null() || call.is_null() {
-        return 0;
-    }
-    // SAFETY: whole objects (rule for pointer arguments of global functions).
-    let (exchange, call) = unsafe { (&*exchange, &*call) };
-    let sent = send(exchange, call, codes as u8, (codes >> 8) as u8, end_ns);
-    // Over captured sockets: messages completed = exchanges + dropped at the kernel. Whether a socket of a process that
-    // is not classified yet is one, user space decides and counts.
-    if sent && exchange.flags & flag::UNCLASSIFIED != 0 {
-        return 0;
-    }
-    count(if !sent {
-        if exchange.flags & flag::UNCLASSIFIED == 0 {
-            KernelCounter::RingFullExchange
-        } else {
-            KernelCounter::RingFullProvisional
+global! {
+    /// verifier: a global function, verified once and not once for each way an exchange can end.
+    pub fn emit_exchange(exchange: *const Exchange, call: *const Call; codes: u32, end_ns: u64) else { 0 } {
+        // SAFETY: whole objects (rule for pointer arguments of global functions).
+        let (exchange, call) = unsafe { (&*exchange, &*call) };
+        let sent = send(exchange, call, codes as u8, (codes >> 8) as u8, end_ns);
+        // Over captured sockets: messages completed = exchanges + dropped at the kernel. Whether a socket of a process that
+        // is not classified yet is one, user space decides and counts.
+        if sent && exchange.flags & flag::UNCLASSIFIED != 0 {
+            return 0;
         }
-    } else if exchange.side == ROLE_SERVER {
-        KernelCounter::ExchangesServer
-    } else {
-        KernelCounter::ExchangesClient
-    });
-    0
+        count(if !sent {
+            if exchange.flags & flag::UNCLASSIFIED == 0 {
+                KernelCounter::RingFullExchange
+            } else {
+                KernelCounter::RingFullProvisional
+            }
+        } else if exchange.side == ROLE_SERVER {
+            KernelCounter::ExchangesServer
+        } else {
+            KernelCounter::ExchangesClient
+        });
+        0
+    }
 }
 
 /// Reserves, fills and submits; false if the ring is full.

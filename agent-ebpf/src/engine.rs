@@ -17,6 +17,7 @@ use crate::exchange::{
     RESPONSE_BEGINS, RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE,
     RESPONSE_UPGRADED,
 };
+use crate::global::global;
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
@@ -52,37 +53,31 @@ fn carries_requests(state: &SockState, direction: u32) -> bool {
     }
 }
 
-/// verifier: see the module's note. Searches the line under way; the result stays in the cursor's memory.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn scan(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
+global! {
+    /// verifier: see the module's note. Searches the line under way; the result stays in the cursor's memory.
+    pub fn scan(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
+        // SAFETY: whole objects (rule for pointer arguments of global functions).
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let f = framing(state, scratch.call.direction);
+        http1::scan(f, &mut scratch.cursor, &scratch.window)
     }
-    // SAFETY: whole objects (rule for pointer arguments of global functions).
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let f = framing(state, scratch.call.direction);
-    http1::scan(f, &mut scratch.cursor, &scratch.window)
 }
 
 /// Wraps one of the request parser's functions.
 macro_rules! request_function {
     ($(#[$meta:meta])* $name:ident, |$f:ident, $request:ident, $cursor:ident, $window:ident, $settings:ident| $call:expr) => {
-        $(#[$meta])*
-        #[no_mangle]
-        #[inline(never)]
-        pub extern "C" fn $name(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-            if state.is_null() || scratch.is_null() {
-                return code::OPAQUE_FRAMING;
+        global! {
+            $(#[$meta])*
+            pub fn $name(state: *mut SockState, scratch: *mut Scratch) else { code::OPAQUE_FRAMING } {
+                let Some(settings) = SETTINGS.get_ptr(0) else { return code::OPAQUE_FRAMING };
+                // SAFETY: whole objects (rule for pointer arguments of global functions); an array element.
+                let (state, scratch, $settings) = unsafe { (&mut *state, &mut *scratch, &*settings) };
+                let [receive, send] = &mut state.framing;
+                let $f = if scratch.call.direction == TX { send } else { receive };
+                let ($request, $cursor, $window) = (&mut state.exchange.request, &mut scratch.cursor, &scratch.window);
+                let _ = $settings;
+                $call
             }
-            let Some(settings) = SETTINGS.get_ptr(0) else { return code::OPAQUE_FRAMING };
-            // SAFETY: whole objects (rule for pointer arguments of global functions); an array element.
-            let (state, scratch, $settings) = unsafe { (&mut *state, &mut *scratch, &*settings) };
-            let [receive, send] = &mut state.framing;
-            let $f = if scratch.call.direction == TX { send } else { receive };
-            let ($request, $cursor, $window) = (&mut state.exchange.request, &mut scratch.cursor, &scratch.window);
-            let _ = $settings;
-            $call
         }
     };
 }
@@ -178,34 +173,31 @@ fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: boo
     }
 }
 
-/// The contents of a line of a response's head.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn response_line(state: *mut SockState, scratch: *mut Scratch, method: u32) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return code::OPAQUE_FRAMING;
+global! {
+    /// The contents of a line of a response's head.
+    pub fn response_line(state: *mut SockState, scratch: *mut Scratch; method: u32) else { code::OPAQUE_FRAMING } {
+        // SAFETY: as above.
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let f = framing(state, scratch.call.direction);
+        http1::response_line(f, &mut scratch.cursor, &scratch.window, method as u8)
     }
-    // SAFETY: as above.
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let f = framing(state, scratch.call.direction);
-    http1::response_line(f, &mut scratch.cursor, &scratch.window, method as u8)
 }
 
-/// A chunk-size line.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn chunk_line(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return code::OPAQUE_FRAMING;
+global! {
+    /// A chunk-size line.
+    pub fn chunk_line(state: *mut SockState, scratch: *mut Scratch) else { code::OPAQUE_FRAMING } {
+        // SAFETY: as above.
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let f = framing(state, scratch.call.direction);
+        http1::chunk_line(f, &mut scratch.cursor, &scratch.window)
     }
-    // SAFETY: as above.
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let f = framing(state, scratch.call.direction);
-    http1::chunk_line(f, &mut scratch.cursor, &scratch.window)
 }
 
 /// The exchange that the next response belongs to: the oldest that waits.
-#[inline(always)]
+///
+/// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
 fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     if state.queued == 0 {
         return &raw mut state.exchange;
@@ -218,7 +210,7 @@ fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     PIPELINE.get_ptr_mut(&key).unwrap_or(core::ptr::null_mut())
 }
 
-/// A point of the response to the oldest open exchange; when it is over, the next one in line is the oldest.
+/// A point of the response to the oldest open exchange.
 #[inline(always)]
 fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
     let exchange = oldest(state);
@@ -227,100 +219,106 @@ fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
     }
     let over = response(exchange, scratch, point) != 0;
     if over && state.queued != 0 {
-        let key = PipelineKey {
-            cookie: state.cookie,
-            ordinal: u64::from(state.oldest_ordinal),
-        };
-        let _ = PIPELINE.remove(&key);
-        state.queued -= 1;
-        state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
+        forget_oldest(state);
     }
     true
 }
 
-/// One step of the parser and what follows from it. Returns 0 when the call is done with.
+/// The oldest exchange is over; the next one in line is the oldest.
 ///
-/// verifier: see the module's note.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn step(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: whole objects.
-    let (known, working) = unsafe { (&mut *state, &mut *scratch) };
-    let direction = working.call.direction;
-    let requests = carries_requests(known, direction);
-    if http1::may_skim(framing(known, direction), &working.cursor) {
-        if requests {
-            skim_request(state, scratch);
-        } else {
-            skim_response(state, scratch);
-        }
-    }
-    let mut found = working.cursor.end;
-    if http1::needs_scan(framing(known, direction), &working.cursor) {
-        found = scan(state, scratch);
-    }
-    let mut next = http1::advance(framing(known, direction), &mut working.cursor, found);
-    if next == code::LINE {
-        next = if requests {
-            let in_start_line = framing(known, direction).phase == phase::START;
-            request_line(state, scratch, in_start_line)
-        } else {
-            answer_line(known, scratch)
-        };
-    } else if next == code::CHUNK_LINE {
-        next = chunk_line(state, scratch);
-    }
-    if next == code::MORE {
-        return 1;
-    }
-    match next {
-        code::FILL => refill(state, scratch),
-        code::END => {
-            save(known, working);
-            0
-        }
-        code::HEAD_BEGIN if requests => {
-            let begins = request_begins(state, scratch);
-            if begins == BEGINS {
-                return 1;
+/// verifier: as [`oldest`].
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
+fn forget_oldest(state: &mut SockState) {
+    let key = PipelineKey {
+        cookie: state.cookie,
+        ordinal: u64::from(state.oldest_ordinal),
+    };
+    let _ = PIPELINE.remove(&key);
+    state.queued -= 1;
+    state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
+}
+
+global! {
+    /// One step of the parser and what follows from it. Returns 0 when the call is done with.
+    ///
+    /// verifier: see the module's note.
+    pub fn step(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
+        // SAFETY: whole objects.
+        let (known, working) = unsafe { (&mut *state, &mut *scratch) };
+        let direction = working.call.direction;
+        let requests = carries_requests(known, direction);
+        if http1::may_skim(framing(known, direction), &working.cursor) {
+            if requests {
+                skim_request(state, scratch);
+            } else {
+                skim_response(state, scratch);
             }
-            known.flags |= SOCK_OPAQUE;
-            finish_open(known, scratch, RESPONSE_OUT_OF_STEP);
-            if begins == BEGINS_REFUSED {
-                // The cheapest way out (`opaque::on_call`).
-                known.exchange.class = ProcessClass::Other as u8;
+        }
+        let mut found = working.cursor.end;
+        if http1::needs_scan(framing(known, direction), &working.cursor) {
+            found = scan(state, scratch);
+        }
+        let mut next = http1::advance(framing(known, direction), &mut working.cursor, found);
+        if next == code::LINE {
+            next = if requests {
+                let in_start_line = framing(known, direction).phase == phase::START;
+                request_line(state, scratch, in_start_line)
+            } else {
+                answer_line(known, scratch)
+            };
+        } else if next == code::CHUNK_LINE {
+            next = chunk_line(state, scratch);
+        }
+        if next == code::MORE {
+            return 1;
+        }
+        match next {
+            code::FILL => refill(state, scratch),
+            code::END => {
+                save(known, working);
+                0
             }
-            0
-        }
-        code::HEAD_BEGIN => answered(known, scratch, RESPONSE_BEGINS),
-        code::HEAD_END if requests => {
-            let more = request_head(state, scratch);
-            if is_to_note(&known.exchange) {
-                note_process(&raw const known.exchange, &raw const working.call);
+            code::HEAD_BEGIN if requests => {
+                let begins = request_begins(state, scratch);
+                if begins == BEGINS {
+                    return 1;
+                }
+                known.flags |= SOCK_OPAQUE;
+                finish_open(known, scratch, RESPONSE_OUT_OF_STEP);
+                if begins == BEGINS_REFUSED {
+                    // The cheapest way out (`opaque::on_call`).
+                    known.exchange.class = ProcessClass::Other as u8;
+                }
+                0
             }
-            more
-        }
-        code::HEAD_END => answered(known, scratch, RESPONSE_HEAD),
-        code::INTERIM => answered(known, scratch, RESPONSE_INTERIM),
-        code::MESSAGE_END if requests => {
-            known.exchange.request_bytes = framing(known, direction).body_bytes;
-            request_ends(state, scratch)
-        }
-        code::MESSAGE_END => message_answered(known, scratch),
-        code::TEXT if requests => send_text(state, scratch),
-        code::TEXT => 1,
-        code::UPGRADED => {
-            respond(known, scratch, RESPONSE_UPGRADED);
-            known.flags |= SOCK_OPAQUE;
-            count(KernelCounter::OpaqueUpgrade);
-            0
-        }
-        _ => {
-            out_of_step(known, scratch, next);
-            0
+            code::HEAD_BEGIN => answered(known, scratch, RESPONSE_BEGINS),
+            code::HEAD_END if requests => {
+                let more = request_head(state, scratch);
+                if is_to_note(&known.exchange) {
+                    note_process(&raw const known.exchange, &raw const working.call);
+                }
+                more
+            }
+            code::HEAD_END => answered(known, scratch, RESPONSE_HEAD),
+            code::INTERIM => answered(known, scratch, RESPONSE_INTERIM),
+            code::MESSAGE_END if requests => {
+                known.exchange.request_bytes = framing(known, direction).body_bytes;
+                request_ends(state, scratch)
+            }
+            code::MESSAGE_END => message_answered(known, scratch),
+            code::TEXT if requests => send_text(state, scratch),
+            code::TEXT => 1,
+            code::UPGRADED => {
+                respond(known, scratch, RESPONSE_UPGRADED);
+                known.flags |= SOCK_OPAQUE;
+                count(KernelCounter::OpaqueUpgrade);
+                0
+            }
+            _ => {
+                out_of_step(known, scratch, next);
+                0
+            }
         }
     }
 }
@@ -458,7 +456,10 @@ fn needs_bytes(f: &Framing) -> bool {
 }
 
 /// Keeps the partial line for the next call.
-#[inline(always)]
+///
+/// verifier: as [`oldest`].
+#[cfg_attr(feature = "scalars", inline(never))]
+#[cfg_attr(not(feature = "scalars"), inline(always))]
 fn save(state: &mut SockState, working: &mut Scratch) {
     let direction = working.call.direction;
     let carry = framing(state, direction).carry;
@@ -605,34 +606,31 @@ pub fn overdue(state: &mut SockState, scratch: *mut Scratch) {
     respond(state, scratch, RESPONSE_OVERDUE);
 }
 
-/// verifier: a global function, so that its loop is walked once.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn finish_each(state: *mut SockState, scratch: *mut Scratch, point: u32) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: whole objects.
-    let (known, working) = unsafe { (&mut *state, &mut *scratch) };
-    let requests = framing_of_requests(known);
-    if known.exchange.state & EX_HEAD != 0 {
-        known.exchange.request_bytes = requests;
-    }
-    let responses = framing_of_responses(known);
-    for _ in 0..FINISHES {
-        let exchange = oldest(known);
-        if exchange.is_null() {
-            break;
+global! {
+    /// verifier: a global function, so that its loop is walked once.
+    pub fn finish_each(state: *mut SockState, scratch: *mut Scratch; point: u32) else { 0 } {
+        // SAFETY: whole objects.
+        let (known, working) = unsafe { (&mut *state, &mut *scratch) };
+        let requests = framing_of_requests(known);
+        if known.exchange.state & EX_HEAD != 0 {
+            known.exchange.request_bytes = requests;
         }
-        let last = known.queued == 0;
-        // SAFETY: a live map value or the state's own.
-        unsafe { (*exchange).response_bytes = responses };
-        if !respond(known, scratch, point) || last {
-            break;
+        let responses = framing_of_responses(known);
+        for _ in 0..FINISHES {
+            let exchange = oldest(known);
+            if exchange.is_null() {
+                break;
+            }
+            let last = known.queued == 0;
+            // SAFETY: a live map value or the state's own.
+            unsafe { (*exchange).response_bytes = responses };
+            if !respond(known, scratch, point) || last {
+                break;
+            }
         }
+        let _ = working;
+        1
     }
-    let _ = working;
-    1
 }
 
 #[inline(always)]

@@ -1,8 +1,6 @@
 //! What happens at the points of an exchange: its first byte, the end of its head, the end of a message.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_comm, bpf_get_current_task_btf, bpf_get_current_uid_gid, bpf_get_prandom_u32,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_uid_gid, bpf_get_prandom_u32};
 use spanwire_common::abi::{
     context_format, flag, outcome, process_event, process_flag, protocol_id, text, PortValue, ProcessClass,
     ProcessRecord, ProcessValue, Settings, GRANDPARENTS, TEXT_BYTES,
@@ -12,12 +10,13 @@ use spanwire_common::protocol::http1::Request;
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
+use crate::global::global;
 use crate::maps::{blank_exchange, PipelineKey, EXECUTED, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS};
 use crate::state::{
     Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
     ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, ids, offsets as off, sk, unit, wire};
+use crate::{access, emit, ids, offsets as off, sk, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -134,69 +133,66 @@ pub const BEGINS_REFUSED: u32 = 2;
 /// There is no room for the exchanges that wait.
 pub const BEGINS_FULL: u32 = 3;
 
-/// First byte of a request. Anything but [`BEGINS`]: the socket cannot be followed any further.
-///
-/// verifier: a global function; see `engine::step`.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn request_begins(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return BEGINS_REFUSED;
+global! {
+    /// First byte of a request. Anything but [`BEGINS`]: the socket cannot be followed any further.
+    ///
+    /// verifier: a global function; see `engine::step`.
+    pub fn request_begins(state: *mut SockState, scratch: *mut Scratch) else { BEGINS_REFUSED } {
+        // SAFETY: whole objects (rule for pointer arguments of global functions).
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let Some(settings) = SETTINGS.get_ptr(0) else {
+            return BEGINS_REFUSED;
+        };
+        // SAFETY: an array element.
+        if !admit(&mut scratch.call, unsafe { &*settings }) {
+            return BEGINS_REFUSED;
+        }
+        if state.exchange.state & EX_OPEN != 0 && !queue(state, scratch.call.cookie) {
+            return BEGINS_FULL;
+        }
+        let call = &mut scratch.call;
+        let provisional = call.class == ProcessClass::Unclassified as u8;
+        call.class = class_or_name(u32::from(call.class)) as u8;
+        if state.role == ROLE_UNKNOWN {
+            state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
+        }
+        let first_ns = now(call);
+        let exchange = &mut state.exchange;
+        let inherited = state.flags & SOCK_INHERITED != 0;
+        clear(exchange, inherited);
+        state.flags &= !SOCK_INHERITED;
+        exchange.request_first_ns = first_ns;
+        exchange.span_id = random_id(call.slot);
+        exchange.pid = (call.pid_tgid >> 32) as u32;
+        exchange.tid = call.pid_tgid as u32;
+        exchange.ordinal = state.next_ordinal;
+        state.next_ordinal = state.next_ordinal.wrapping_add(1);
+        exchange.state = EX_OPEN;
+        exchange.side = state.role;
+        exchange.class = call.class;
+        if provisional {
+            exchange.flags |= flag::UNCLASSIFIED;
+        }
+        if call.process_flags & process_flag::SERVES != 0 {
+            exchange.flags |= flag::PROCESS_SERVES;
+        }
+        if call.process_flags & process_flag::DEMOTED != 0 {
+            exchange.flags |= flag::DEMOTED;
+        }
+        if state.flags & (SOCK_LATE | SOCK_JOINED) != 0 {
+            exchange.flags |= flag::LATE_JOIN;
+        }
+        if call.has_key != 0 {
+            let offset = scratch
+                .cursor
+                .pos
+                .wrapping_sub(call.carry)
+                .wrapping_add(call.window_offset);
+            exchange.wire_key = wire::key(call, offset);
+            exchange.flags |= flag::WIRE_KEY;
+        }
+        BEGINS
     }
-    // SAFETY: whole objects (rule for pointer arguments of global functions).
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let Some(settings) = SETTINGS.get_ptr(0) else {
-        return BEGINS_REFUSED;
-    };
-    // SAFETY: an array element.
-    if !admit(&mut scratch.call, unsafe { &*settings }) {
-        return BEGINS_REFUSED;
-    }
-    if state.exchange.state & EX_OPEN != 0 && !queue(state, scratch.call.cookie) {
-        return BEGINS_FULL;
-    }
-    let call = &mut scratch.call;
-    let provisional = call.class == ProcessClass::Unclassified as u8;
-    call.class = class_or_name(u32::from(call.class)) as u8;
-    if state.role == ROLE_UNKNOWN {
-        state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
-    }
-    let first_ns = now(call);
-    let exchange = &mut state.exchange;
-    let inherited = state.flags & SOCK_INHERITED != 0;
-    clear(exchange, inherited);
-    state.flags &= !SOCK_INHERITED;
-    exchange.request_first_ns = first_ns;
-    exchange.span_id = random_id(call.slot);
-    exchange.pid = (call.pid_tgid >> 32) as u32;
-    exchange.tid = call.pid_tgid as u32;
-    exchange.ordinal = state.next_ordinal;
-    state.next_ordinal = state.next_ordinal.wrapping_add(1);
-    exchange.state = EX_OPEN;
-    exchange.side = state.role;
-    exchange.class = call.class;
-    if provisional {
-        exchange.flags |= flag::UNCLASSIFIED;
-    }
-    if call.process_flags & process_flag::SERVES != 0 {
-        exchange.flags |= flag::PROCESS_SERVES;
-    }
-    if call.process_flags & process_flag::DEMOTED != 0 {
-        exchange.flags |= flag::DEMOTED;
-    }
-    if state.flags & (SOCK_LATE | SOCK_JOINED) != 0 {
-        exchange.flags |= flag::LATE_JOIN;
-    }
-    if call.has_key != 0 {
-        let offset = scratch
-            .cursor
-            .pos
-            .wrapping_sub(call.carry)
-            .wrapping_add(call.window_offset);
-        exchange.wire_key = wire::key(call, offset);
-        exchange.flags |= flag::WIRE_KEY;
-    }
-    BEGINS
 }
 
 /// Everything zero but the path's bytes, which `path_len` covers; a cause inherited at connect() stays.
@@ -267,50 +263,47 @@ fn queue(state: &mut SockState, cookie: u64) -> bool {
     true
 }
 
-/// The request's head is complete and valid: contexts, causes, the wire.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn request_head(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: as in `request_begins`.
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let exchange = &mut state.exchange;
-    let call = &mut scratch.call;
-    exchange.state |= EX_HEAD;
-    let request = &exchange.request;
-    if request.otlp != 0 {
-        exchange.state |= EX_EXCLUDED;
-        return 1;
-    }
-    if request.user_agent_excluded != 0 {
-        exchange.state |= EX_EXCLUDED;
-        return 1;
-    }
-    if request.context_format != context_format::NONE {
-        exchange.flags |= flag::ADOPTED_HEADER;
-    }
-    if request.context_flags & CONTEXT_INVALID != 0 {
-        exchange.flags |= flag::CONTEXT_INVALID;
-    }
-    if exchange.side == ROLE_SERVER {
-        if wire::meet(exchange) {
+global! {
+    /// The request's head is complete and valid: contexts, causes, the wire.
+    pub fn request_head(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
+        // SAFETY: as in `request_begins`.
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let exchange = &mut state.exchange;
+        let call = &mut scratch.call;
+        exchange.state |= EX_HEAD;
+        let request = &exchange.request;
+        if request.otlp != 0 {
             exchange.state |= EX_EXCLUDED;
             return 1;
         }
-        if call.blocking != 0 {
-            exchange.flags |= flag::BLOCKING;
+        if request.user_agent_excluded != 0 {
+            exchange.state |= EX_EXCLUDED;
+            return 1;
         }
-        ensure_trace(exchange, call.slot);
-        opens(exchange, call);
-    } else {
-        caused(exchange, call);
-        ensure_trace(exchange, call.slot);
-        wire::leave(exchange);
+        if request.context_format != context_format::NONE {
+            exchange.flags |= flag::ADOPTED_HEADER;
+        }
+        if request.context_flags & CONTEXT_INVALID != 0 {
+            exchange.flags |= flag::CONTEXT_INVALID;
+        }
+        if exchange.side == ROLE_SERVER {
+            if wire::meet(exchange) {
+                exchange.state |= EX_EXCLUDED;
+                return 1;
+            }
+            if call.blocking != 0 {
+                exchange.flags |= flag::BLOCKING;
+            }
+            ensure_trace(exchange, call.slot);
+            opens(exchange, call);
+        } else {
+            caused(exchange, call);
+            ensure_trace(exchange, call.slot);
+            wire::leave(exchange);
+        }
+        seal_flags(exchange);
+        1
     }
-    seal_flags(exchange);
-    1
 }
 
 /// After [`request_head`]: whether [`note_process`] has anything to do.
@@ -349,42 +342,33 @@ fn seal_flags(exchange: &mut Exchange) {
     }
 }
 
-/// Marks the process as one that serves, and asks user space about a process it has not classified.
-///
-/// verifier: called by the parser's step and not by `request_head`, so that their frames need not fit on one stack.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn note_process(exchange: *const Exchange, call: *const Call) -> u32 {
-    if exchange.is_null() || call.is_null() {
-        return 0;
+global! {
+    /// Marks the process as one that serves, and asks user space about a process it has not classified.
+    ///
+    /// verifier: called by the parser's step and not by `request_head`, so that their frames need not fit on one stack.
+    pub fn note_process(exchange: *const Exchange, call: *const Call) else { 0 } {
+        // SAFETY: whole objects, as in `request_begins`.
+        note(unsafe { &*exchange }, unsafe { &*call });
+        0
     }
-    // SAFETY: whole objects, as in `request_begins`.
-    note(unsafe { &*exchange }, unsafe { &*call });
-    0
 }
 
-/// verifier: a frame of its own (see `note_process`).
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn opens(exchange: *const Exchange, call: *const Call) -> u32 {
-    if exchange.is_null() || call.is_null() {
-        return 0;
+global! {
+    /// verifier: a frame of its own (see `note_process`).
+    pub fn opens(exchange: *const Exchange, call: *const Call) else { 0 } {
+        // SAFETY: as above.
+        unit::open(unsafe { &*exchange }, unsafe { &*call });
+        0
     }
-    // SAFETY: as above.
-    unit::open(unsafe { &*exchange }, unsafe { &*call });
-    0
 }
 
-/// verifier: a frame of its own (see `note_process`).
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn caused(exchange: *mut Exchange, call: *const Call) -> u32 {
-    if exchange.is_null() || call.is_null() {
-        return 0;
+global! {
+    /// verifier: a frame of its own (see `note_process`).
+    pub fn caused(exchange: *mut Exchange, call: *const Call) else { 0 } {
+        // SAFETY: as above.
+        unit::attribute(unsafe { &mut *exchange }, unsafe { &*call });
+        0
     }
-    // SAFETY: as above.
-    unit::attribute(unsafe { &mut *exchange }, unsafe { &*call });
-    0
 }
 
 #[inline(always)]
@@ -446,7 +430,7 @@ pub fn ask(pid: u32, time_ns: u64, event: u8) {
 fn ancestors(record: &mut ProcessRecord) {
     // SAFETY: task_struct.real_parent and tgid, from a trusted pointer on; a load that faults yields zero.
     unsafe {
-        let mut task = bpf_get_current_task_btf() as *const u8;
+        let mut task = access::current_task();
         task = sk::load(task, off::task_real_parent());
         record.parent_pid = sk::load(task, off::task_tgid());
         let mut index = 0;
@@ -458,73 +442,67 @@ fn ancestors(record: &mut ProcessRecord) {
     }
 }
 
-/// A header value that leaves the kernel by name: the cursor says where it lies in the window.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn send_text(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
-    }
-    // SAFETY: as in `request_begins`.
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let cursor = &scratch.cursor;
-    let Some(record) = TEXTS.get_ptr_mut(u32::from(scratch.call.slot)) else {
-        return 0;
-    };
-    // SAFETY: an element of a per-CPU array, used by one program only.
-    let record = unsafe { &mut *record };
-    let mut len = cursor.text_len;
-    let mut from = cursor.text_from;
-    if len > TEXT_BYTES as u32 {
-        len = TEXT_BYTES as u32;
-    }
-    // verifier: bounds that LLVM cannot fold away.
-    // SAFETY: register arithmetic only.
-    unsafe { core::arch::asm!("{0} &= 1023", "{1} &= 4095", inout(reg) len, inout(reg) from) };
-    if len > TEXT_BYTES as u32 {
-        return 0;
-    }
-    // SAFETY: `from` is within window and spill, `len` within `bytes`.
-    unsafe {
-        let source = (&raw const scratch.window).cast::<u8>().add(from as usize);
-        if !copy_kernel((&raw mut record.bytes).cast(), len, source) {
+global! {
+    /// A header value that leaves the kernel by name: the cursor says where it lies in the window.
+    pub fn send_text(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
+        // SAFETY: as in `request_begins`.
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let cursor = &scratch.cursor;
+        let Some(record) = TEXTS.get_ptr_mut(u32::from(scratch.call.slot)) else {
+            return 0;
+        };
+        // SAFETY: an element of a per-CPU array, used by one program only.
+        let record = unsafe { &mut *record };
+        let mut len = cursor.text_len;
+        let mut from = cursor.text_from;
+        if len > TEXT_BYTES as u32 {
+            len = TEXT_BYTES as u32;
+        }
+        // verifier: bounds that LLVM cannot fold away.
+        // SAFETY: register arithmetic only.
+        unsafe { core::arch::asm!("{0} &= 1023", "{1} &= 4095", inout(reg) len, inout(reg) from) };
+        if len > TEXT_BYTES as u32 {
             return 0;
         }
+        // SAFETY: `from` is within window and spill, `len` within `bytes`.
+        unsafe {
+            let source = (&raw const scratch.window).cast::<u8>().add(from as usize);
+            if !copy_kernel((&raw mut record.bytes).cast(), len, source) {
+                return 0;
+            }
+        }
+        record.span_id = state.exchange.span_id.to_ne_bytes();
+        record.hash = cursor.text_hash;
+        record.what = cursor.text_what;
+        record.index = cursor.text_index;
+        record.len = len as u16;
+        record.cut = cursor.text_cut;
+        record.reserved = [0; 3];
+        if record.what == text::TENANT && state.exchange.request.tenant == 0 {
+            state.exchange.request.tenant = cursor.text_hash;
+        }
+        let sent = emit::output(record, spanwire_common::abi::kind::TEXT, |record| &mut record.header);
+        if !sent {
+            count(KernelCounter::RingFullOther);
+        }
+        1
     }
-    record.span_id = state.exchange.span_id.to_ne_bytes();
-    record.hash = cursor.text_hash;
-    record.what = cursor.text_what;
-    record.index = cursor.text_index;
-    record.len = len as u16;
-    record.cut = cursor.text_cut;
-    record.reserved = [0; 3];
-    if record.what == text::TENANT && state.exchange.request.tenant == 0 {
-        state.exchange.request.tenant = cursor.text_hash;
-    }
-    let sent = emit::output(record, spanwire_common::abi::kind::TEXT, |record| &mut record.header);
-    if !sent {
-        count(KernelCounter::RingFullOther);
-    }
-    1
 }
 
-/// The request's last byte has passed.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn request_ends(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    if state.is_null() || scratch.is_null() {
-        return 0;
+global! {
+    /// The request's last byte has passed.
+    pub fn request_ends(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
+        // SAFETY: as in `request_begins`.
+        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
+        let exchange = &mut state.exchange;
+        exchange.request_last_ns = now(&mut scratch.call);
+        exchange.state |= EX_REQUEST_DONE;
+        exchange.flags |= flag::REQUEST_SIZE_KNOWN;
+        if exchange.side == ROLE_SERVER && exchange.state & EX_EXCLUDED == 0 {
+            unit::complete(exchange, &scratch.call);
+        }
+        1
     }
-    // SAFETY: as in `request_begins`.
-    let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-    let exchange = &mut state.exchange;
-    exchange.request_last_ns = now(&mut scratch.call);
-    exchange.state |= EX_REQUEST_DONE;
-    exchange.flags |= flag::REQUEST_SIZE_KNOWN;
-    if exchange.side == ROLE_SERVER && exchange.state & EX_EXCLUDED == 0 {
-        unit::complete(exchange, &scratch.call);
-    }
-    1
 }
 
 /// What happened on the response's side: the argument of [`response`].
@@ -538,57 +516,54 @@ pub const RESPONSE_CLOSED: u32 = 7;
 pub const RESPONSE_RESET: u32 = 8;
 pub const RESPONSE_OVERDUE: u32 = 9;
 
-/// A point of the response to `exchange`, which is the socket's own or one that waits in PIPELINE. Returns 1 if the
-/// exchange is over.
-#[no_mangle]
-#[inline(never)]
-pub extern "C" fn response(exchange: *mut Exchange, scratch: *mut Scratch, point: u32) -> u32 {
-    if exchange.is_null() || scratch.is_null() {
-        return 0;
+global! {
+    /// A point of the response to `exchange`, which is the socket's own or one that waits in PIPELINE. Returns 1 if the
+    /// exchange is over.
+    pub fn response(exchange: *mut Exchange, scratch: *mut Scratch; point: u32) else { 0 } {
+        // SAFETY: as in `request_begins`.
+        let (exchange, scratch) = unsafe { (&mut *exchange, &mut *scratch) };
+        if exchange.state & EX_OPEN == 0 {
+            return 1;
+        }
+        let call = &mut scratch.call;
+        match point {
+            RESPONSE_BEGINS => {
+                exchange.response_first_ns = now(call);
+                exchange.state |= EX_RESPONSE;
+                return 0;
+            }
+            RESPONSE_HEAD => {
+                exchange.status = scratch.cursor.status;
+                return 0;
+            }
+            RESPONSE_INTERIM => {
+                exchange.response_first_ns = 0;
+                exchange.state &= !EX_RESPONSE;
+                return 0;
+            }
+            RESPONSE_OVERDUE => {
+                tell(exchange, call, outcome::TIMEOUT);
+                exchange.state |= EX_TOLD;
+                return 0;
+            }
+            _ => {}
+        }
+        let outcome_code = match point {
+            RESPONSE_ENDS => {
+                exchange.flags |= flag::RESPONSE_SIZE_KNOWN;
+                outcome::COMPLETE
+            }
+            RESPONSE_UPGRADED => {
+                exchange.status = scratch.cursor.status;
+                outcome::UPGRADED
+            }
+            RESPONSE_OUT_OF_STEP => outcome::OUT_OF_STEP,
+            RESPONSE_RESET => outcome::RESET,
+            _ => outcome::CLOSED,
+        };
+        finish(exchange, call, outcome_code);
+        1
     }
-    // SAFETY: as in `request_begins`.
-    let (exchange, scratch) = unsafe { (&mut *exchange, &mut *scratch) };
-    if exchange.state & EX_OPEN == 0 {
-        return 1;
-    }
-    let call = &mut scratch.call;
-    match point {
-        RESPONSE_BEGINS => {
-            exchange.response_first_ns = now(call);
-            exchange.state |= EX_RESPONSE;
-            return 0;
-        }
-        RESPONSE_HEAD => {
-            exchange.status = scratch.cursor.status;
-            return 0;
-        }
-        RESPONSE_INTERIM => {
-            exchange.response_first_ns = 0;
-            exchange.state &= !EX_RESPONSE;
-            return 0;
-        }
-        RESPONSE_OVERDUE => {
-            tell(exchange, call, outcome::TIMEOUT);
-            exchange.state |= EX_TOLD;
-            return 0;
-        }
-        _ => {}
-    }
-    let outcome_code = match point {
-        RESPONSE_ENDS => {
-            exchange.flags |= flag::RESPONSE_SIZE_KNOWN;
-            outcome::COMPLETE
-        }
-        RESPONSE_UPGRADED => {
-            exchange.status = scratch.cursor.status;
-            outcome::UPGRADED
-        }
-        RESPONSE_OUT_OF_STEP => outcome::OUT_OF_STEP,
-        RESPONSE_RESET => outcome::RESET,
-        _ => outcome::CLOSED,
-    };
-    finish(exchange, call, outcome_code);
-    1
 }
 
 /// The exchange is over: its unit is free, its record goes out.

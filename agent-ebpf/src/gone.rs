@@ -5,7 +5,8 @@ use crate::access;
 use crate::connection::OVERDUE_SWEEPS;
 use crate::engine;
 use crate::exchange::RESPONSE_CLOSED;
-use crate::maps::{slot, SCRATCH};
+use crate::global::working;
+use crate::maps::slot;
 use crate::opaque;
 use crate::sk::{Sock, AF_UNIX};
 use crate::socket::{identify, locate, lose};
@@ -18,7 +19,7 @@ pub fn missed(sk: Sock, element: u32) {
     if state.is_null() {
         return;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(element) else {
+    let Some(scratch) = working(element) else {
         return;
     };
     // SAFETY: whole objects; an element that belongs to the program.
@@ -40,7 +41,7 @@ pub fn sweep(sk: Sock) {
     if state.is_null() {
         return;
     }
-    let Some(scratch) = SCRATCH.get_ptr_mut(slot::SWEEP) else {
+    let Some(scratch) = working(slot::SWEEP) else {
         return;
     };
     // SAFETY: whole objects; an element that belongs to this walk.

@@ -26,6 +26,7 @@ mod count;
 mod emit;
 mod engine;
 mod exchange;
+mod global;
 #[cfg(feature = "untyped")]
 mod gone;
 mod hook;

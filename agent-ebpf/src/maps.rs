@@ -136,7 +136,7 @@ pub mod slot {
     pub const SEND: u32 = 1;
     pub const UNIX_RECEIVE: u32 = 2;
     pub const UNIX_SEND: u32 = 3;
-    #[cfg(not(feature = "untyped"))]
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
     pub const TCP_PAGE: u32 = 4;
     pub const UNIX_PAGE: u32 = 5;
     pub const STATE: u32 = 6;

@@ -63,3 +63,8 @@ offsets! {
     OFF_FILE_PRIVATE_DATA, file_private_data;
     OFF_INODE_MODE, inode_mode;
 }
+
+#[cfg(feature = "scalars")]
+offsets! {
+    OFF_TASK_STACK, task_stack;
+}

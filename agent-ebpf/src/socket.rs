@@ -5,11 +5,12 @@ use spanwire_common::abi::{family, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{phase, Framing};
 
-use crate::call::{describe, Buffer};
+use crate::call::{describe, skip, Buffer};
 use crate::connection::{broken, end_of_stream};
 use crate::count::{cost, count};
 use crate::exchange::{admit, class_or_name, RESPONSE_OUT_OF_STEP};
-use crate::maps::{slot, PROCESSES, SCRATCH, SETTINGS};
+use crate::global::working;
+use crate::maps::{slot, PROCESSES, SETTINGS};
 use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
@@ -51,7 +52,7 @@ impl Hook {
     pub const SEND_AGAIN: Self = Self::new(TX, slot::UNIX_SEND);
     pub const TCP_RECVMSG: Self = Self::RECEIVE;
     pub const TCP_SENDMSG: Self = Self::SEND;
-    #[cfg(not(feature = "untyped"))]
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
     pub const TCP_SENDPAGE: Self = Self::new(TX, slot::TCP_PAGE);
     pub const UNIX_RECVMSG: Self = Self::new(RX, slot::UNIX_RECEIVE);
     pub const UNIX_SENDMSG: Self = Self::new(TX, slot::UNIX_SEND);
@@ -130,6 +131,10 @@ pub fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
 #[cfg_attr(not(feature = "untyped"), inline(always))]
 pub fn locate(sk: Sock, call: &mut Call, socket_family: u16, cookie: u64) {
     call.cookie = cookie;
+    #[cfg(feature = "scalars")]
+    {
+        call.socket = sk.0 as u64;
+    }
     (call.local_addr, call.remote_addr) = sk.addresses(socket_family);
     call.netns = sk.netns();
     if socket_family == AF_UNIX {
@@ -256,7 +261,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         return;
     }
     cost(KernelCounter::ProgramRuns);
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+    let Some(scratch) = working(hook.slot) else {
         return;
     };
     // SAFETY: an element of a per-CPU array, used by this program only.
@@ -301,7 +306,7 @@ fn pass_over(state: &mut SockState, len: u32, direction: u32) -> bool {
 #[inline(always)]
 fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags: u32, hook: Hook) {
     let direction = hook.direction;
-    let Some(scratch) = SCRATCH.get_ptr_mut(hook.slot) else {
+    let Some(scratch) = working(hook.slot) else {
         return;
     };
     // SAFETY: as in `on_call`.
@@ -360,13 +365,17 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
     if direction == RX {
         call.blocking = u8::from(flags & MSG_DONTWAIT == 0 && sk.is_blocking());
     }
-    call.unread = u64::from(len);
+    let earlier = call.earlier();
+    call.unread = u64::from(len) + earlier;
     call.length = len;
-    let buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
-        describe(call, u64::from(len))
+    let mut buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
+        describe(call, u64::from(len) + earlier)
     } else {
         Buffer::Unreadable
     };
+    if earlier != 0 && skip(scratch, earlier) == 0 {
+        buffer = Buffer::Unreadable;
+    }
     match buffer {
         Buffer::User => call.readable = 1,
         Buffer::None => count(KernelCounter::NoUserBuffer),

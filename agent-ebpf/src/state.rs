@@ -238,6 +238,24 @@ pub struct Call {
     pub has_key: u8,
     /// Element of the per-CPU arrays (`maps::slot`).
     pub slot: u8,
+    /// Bytes that the same system call has moved in front of these: the first of its buffer are theirs. Set and cleared by
+    /// the program that knows.
+    #[cfg(feature = "untyped")]
+    pub earlier: u64,
+    /// Address of the `struct sock`: key of its state.
+    #[cfg(feature = "scalars")]
+    pub socket: u64,
+}
+
+impl Call {
+    /// Bytes of the same system call in front of these.
+    #[inline(always)]
+    pub fn earlier(&self) -> u64 {
+        #[cfg(feature = "untyped")]
+        return self.earlier;
+        #[cfg(not(feature = "untyped"))]
+        0
+    }
 }
 
 /// Per-CPU working memory of one hook.

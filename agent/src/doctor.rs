@@ -41,8 +41,9 @@ pub trait Node {
     fn probe(&self, feature: Feature) -> Result<(), Refusal>;
     /// The kernel's lockdown mode.
     fn lockdown(&self) -> Lockdown;
-    /// Loads the agent's own programs without attaching them, and says which family of hooks the kernel took.
-    fn load_programs(&self) -> Result<&'static str, String>;
+    /// Loads the agent's own programs without attaching them, and says which family of hooks the kernel took, and what
+    /// that family does not see.
+    fn load_programs(&self) -> Result<String, String>;
 }
 
 /// This machine.
@@ -76,7 +77,7 @@ impl Node for ThisNode {
         self.prober.lockdown(effective_capabilities())
     }
 
-    fn load_programs(&self) -> Result<&'static str, String> {
+    fn load_programs(&self) -> Result<String, String> {
         use crate::sys::kernel::{Kernel, Options};
         use crate::sys::types::KernelTypes;
         let options = Options {
@@ -88,7 +89,11 @@ impl Node for ThisNode {
         };
         KernelTypes::read()
             .and_then(|types| Kernel::load(&types, options))
-            .map(|(kernel, _)| kernel.family().name())
+            .map(|(kernel, _)| {
+                let gaps: Vec<&str> = kernel.gaps().collect();
+                let colon = if gaps.is_empty() { "" } else { ": " };
+                format!("{}{colon}{}", kernel.family().name(), gaps.join("; "))
+            })
             .map_err(|error| one_line(&error.to_string()))
     }
 }
@@ -300,7 +305,7 @@ const FEATURES: [Meaning; 19] = [
         Feature::TaskRegisters,
         "task registers in tracing",
         "user buffers are found from the tracepoints",
-        "user buffers cannot be found: nothing is traced",
+        "kprobes or system-call tracepoints are used, and look for the registers on the task's stack",
         "use Linux 5.15 or newer",
     ),
     by_bpf(
@@ -397,12 +402,13 @@ pub fn examine(node: &dyn Node) -> Report {
         Feature::LifeTracepoints,
         Feature::RingBuffer,
         Feature::MapInMap,
-        Feature::TaskRegisters,
         Feature::UserMemory,
         Feature::KernelMemory,
     ];
     let have = |feature: &Feature| works.contains(feature);
-    let by_types = [Feature::SocketStorage, Feature::SocketCookie].iter().all(have)
+    let by_types = [Feature::SocketStorage, Feature::SocketCookie, Feature::TaskRegisters]
+        .iter()
+        .all(have)
         && [Feature::SocketTracepoints, Feature::Fentry].iter().any(have);
     let by_address = [Feature::Kprobe, Feature::SyscallTracepoints].iter().any(have);
     let kernel_can = needed.iter().all(have) && (by_types || by_address);
@@ -492,7 +498,7 @@ fn lockdown(mode: Lockdown) -> Row {
     }
 }
 
-fn own_programs(loaded: Option<Result<&'static str, String>>) -> Row {
+fn own_programs(loaded: Option<Result<String, String>>) -> Row {
     let (state, consequence, remedy) = match loaded {
         Some(Ok(family)) => (
             "yes",

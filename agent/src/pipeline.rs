@@ -146,7 +146,7 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
         tracing::info!(refusal, "hooks not used");
         worker.degradations.push(format!("hooks not used: {refusal}"));
     }
-    for gap in worker.path.kernel.family().gaps() {
+    for gap in worker.path.kernel.gaps() {
         worker
             .degradations
             .push(format!("{}: {gap}", worker.path.kernel.family().name()));

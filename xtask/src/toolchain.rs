@@ -23,8 +23,8 @@ pub(crate) struct EbpfObject {
 }
 
 /// Programs whose arguments have types (BTF tracepoints, fexit), and those whose arguments are bare addresses (kprobes,
-/// tracepoints of system calls).
-pub(crate) const EBPF_OBJECTS: [EbpfObject; 2] = [
+/// tracepoints of system calls), the latter also for kernels whose global functions take no pointers (before 5.13).
+pub(crate) const EBPF_OBJECTS: [EbpfObject; 3] = [
     EbpfObject {
         arguments: &[],
         variable: "SPANWIRE_EBPF_TYPED",
@@ -32,6 +32,10 @@ pub(crate) const EBPF_OBJECTS: [EbpfObject; 2] = [
     EbpfObject {
         arguments: &["--features", "untyped"],
         variable: "SPANWIRE_EBPF_UNTYPED",
+    },
+    EbpfObject {
+        arguments: &["--features", "scalars"],
+        variable: "SPANWIRE_EBPF_SCALARS",
     },
 ];
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
+    bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
 };
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
@@ -30,6 +30,13 @@ const CREATE: u64 = 1;
 pub unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
     // SAFETY: see above; alignment is the kernel's own.
     unsafe { *base.add(offset).cast::<T>() }
+}
+
+/// The current task's `struct task_struct`.
+#[inline(always)]
+pub fn current_task() -> *const u8 {
+    // SAFETY: no arguments; a trusted pointer.
+    unsafe { bpf_get_current_task_btf() as *const u8 }
 }
 
 /// A socket that came as a pointer of a type.

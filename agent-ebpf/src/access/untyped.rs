@@ -6,6 +6,10 @@
 //! sweep (`gone.rs`) removes what is left.
 
 use aya_ebpf::btf_maps::HashMap;
+#[cfg(feature = "scalars")]
+use aya_ebpf::helpers::generated::bpf_get_current_task;
+#[cfg(not(feature = "scalars"))]
+use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_map;
 use spanwire_common::drop::KernelCounter;
@@ -46,11 +50,51 @@ pub unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
     unsafe { core::mem::transmute_copy(&value) }
 }
 
-/// A socket that came as a pointer of a type, as a bare address.
+/// The current task's `struct task_struct`.
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+pub fn current_task() -> *const u8 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task_btf() as *const u8 }
+}
+
+/// As above, before 5.11.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+pub fn current_task() -> *const u8 {
+    // SAFETY: no arguments.
+    unsafe { bpf_get_current_task() as *const u8 }
+}
+
+/// A pointer of a type, as a bare address. The verifier lets nobody reckon with the one; copied by the helper it is the
+/// other.
+#[inline(always)]
+pub fn bare(typed: *const u8) -> *const u8 {
+    read::<8>((&raw const typed).cast()) as *const u8
+}
+
+/// A socket that came as a pointer of a type.
 #[inline(always)]
 pub fn sock(typed: *const u8) -> Sock {
-    // The verifier lets nobody reckon with the one; copied by the helper it is the other.
-    Sock(read::<8>((&raw const typed).cast()) as *const u8)
+    Sock(bare(typed))
+}
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFSOCK: u16 = 0o140_000;
+
+/// The socket behind an open file, null if it is none.
+#[inline(always)]
+pub fn sock_of_file(file: *const u8) -> Sock {
+    // SAFETY: file.f_inode -> inode.i_mode; for a socket, file.private_data -> socket.sk. A null on the way reads as zero.
+    unsafe {
+        let inode: *const u8 = load(file, off::file_inode());
+        let mode: u16 = load(inode, off::inode_mode());
+        if mode & S_IFMT != S_IFSOCK {
+            return Sock(core::ptr::null());
+        }
+        let socket: *const u8 = load(file, off::file_private_data());
+        Sock(load(socket, off::socket_sk()))
+    }
 }
 
 /// verifier: a function of its own, so that what is read does not lie in the frames of the long call chains.

@@ -6,15 +6,26 @@ use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::btf_map;
 
 use crate::maps::SETTINGS;
-use crate::refused;
 use crate::sk::Sock;
 use crate::socket::{self, Hook};
+use crate::{arch, refused};
 use spanwire_common::abi::{setting, CallKey, CallUnderWay};
 
 /// (thread, function or system call) -> the socket it is at work on. Written at its entry; kept afterwards, marked as
 /// told, until the thread comes again or the entry is the one unused for longest.
 #[btf_map]
 pub static CALLS: LruHashMap<CallKey, CallUnderWay, 16384> = LruHashMap::new();
+
+/// Set by the loader: which parameter of `tcp_recvmsg` has the flags (5.19 dropped the one before).
+#[no_mangle]
+static RECVMSG_FLAGS: u32 = 0;
+
+/// Index of the flags among the parameters of `tcp_recvmsg`.
+#[inline(always)]
+pub fn recvmsg_flags() -> u32 {
+    // SAFETY: a static of this program, set before the load.
+    unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) }
+}
 
 /// The current thread's key for `what`.
 #[inline(always)]
@@ -34,7 +45,8 @@ pub fn is_wanted() -> bool {
         return false;
     };
     // SAFETY: an array element.
-    unsafe { (*settings).flags & setting::CAPTURE != 0 && !refused::is_refused() }
+    let captures = unsafe { (*settings).flags & setting::CAPTURE != 0 };
+    captures && !refused::is_refused() && arch::has_registers()
 }
 
 /// A call begins. Returns the socket of an earlier one whose end was not seen, or null.

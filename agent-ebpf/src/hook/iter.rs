@@ -1,12 +1,17 @@
 //! Walks that user space asks for (kernel/bpf/task_iter.c, net/core/bpf_sk_storage.c, kernel/bpf/map_iter.c). They run in
 //! the agent's own context, and read nothing that the other hooks do not keep.
 
+#[cfg(not(feature = "scalars"))]
 use aya_ebpf::helpers::generated::bpf_sock_from_file;
 
-use crate::sk::{load, Sock};
+#[cfg(not(feature = "scalars"))]
+use crate::offsets as off;
+#[cfg(not(feature = "scalars"))]
+use crate::sk::load;
+use crate::sk::Sock;
 #[cfg(feature = "untyped")]
 use crate::{access, gone};
-use crate::{before, connection, offsets as off};
+use crate::{before, connection};
 
 /// `struct bpf_iter__task_file`: meta, task, fd, file.
 const TASK_FILE_FILE: usize = 24;
@@ -40,17 +45,31 @@ pub unsafe extern "C" fn mark_old_sockets(ctx: *const u8) -> i32 {
     if file.is_null() {
         return 0;
     }
-    // SAFETY: a file the kernel holds; null if it is no socket.
-    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) } as *const u8;
-    if socket.is_null() {
-        return 0;
-    }
-    // SAFETY: socket.sk.
-    let sk = Sock(unsafe { load(socket, off::socket_sk()) });
+    let sk = sock_of_file(file);
     if !sk.0.is_null() {
         before::mark(sk);
     }
     0
+}
+
+/// The socket behind a file that the kernel holds, null if it is none.
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+fn sock_of_file(file: *const u8) -> Sock {
+    // SAFETY: a file; null if it is no socket.
+    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) } as *const u8;
+    if socket.is_null() {
+        return Sock(socket);
+    }
+    // SAFETY: socket.sk.
+    Sock(unsafe { load(socket, off::socket_sk()) })
+}
+
+/// As above, before 5.11.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+fn sock_of_file(file: *const u8) -> Sock {
+    access::sock_of_file(access::bare(file))
 }
 
 /// iter/bpf_sk_storage_map over SOCKETS: ends what has had no byte for the deadline.

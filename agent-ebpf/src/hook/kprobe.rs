@@ -3,11 +3,13 @@
 //!
 //! The kernel has a fixed number of places for functions under way whose return is probed (two a CPU, ten at least), and
 //! a call that finds none is left out. So no return is probed of the function in which servers wait: what `tcp_recvmsg`
-//! has received is told by `tcp_cleanup_rbuf`, with which it ends.
+//! has received is told by `tcp_cleanup_rbuf`, with which it ends, and which it calls before it takes what has come in the
+//! meantime.
 
 use aya_ebpf::macros::{kprobe, kretprobe};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
 
+use crate::global::working;
 use crate::gone;
 use crate::hook::call::{self, begin, end, is_wanted, CALLS};
 use crate::maps::slot;
@@ -19,14 +21,8 @@ const TCP_RECEIVE: u32 = 1;
 const SEND: u32 = 2;
 const UNIX_RECEIVE: u32 = 3;
 
-/// Stands for bytes of which it is not known where in the caller's buffer they went.
-const MSG_TRUNC: u32 = 0x20;
 /// Bit of `sk_shutdown`.
 const RCV_SHUTDOWN: u8 = 1;
-
-/// Set by the loader: which parameter of `tcp_recvmsg` has the flags (5.19 dropped the one before).
-#[no_mangle]
-static RECVMSG_FLAGS: u32 = 0;
 
 /// `struct sock *` as the first argument.
 #[inline(always)]
@@ -52,9 +48,7 @@ fn recvmsg_flags(ctx: &ProbeContext) -> u32 {
             core::ptr::read_volatile(&raw const (*ctx.regs).r8),
         )
     };
-    // SAFETY: a static of this program, set before the load.
-    let index = unsafe { core::ptr::read_volatile(&raw const RECVMSG_FLAGS) };
-    (if index == 4 { fifth } else { fourth }) as u32
+    (if call::recvmsg_flags() == 4 { fifth } else { fourth }) as u32
 }
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, [int nonblock,] int flags, int *addr_len)`
@@ -91,12 +85,21 @@ pub fn tcp_cleanup_rbuf(ctx: ProbeContext) -> u32 {
     let before = entry.told;
     let more = (copied as u32).wrapping_sub(before);
     entry.told = copied as u32;
-    // What comes after a wait (MSG_WAITALL) lies behind the first bytes in the buffer: counted, not looked at.
-    let flags = entry.flags | if before != 0 { MSG_TRUNC } else { 0 };
     if copied == 0 || more != 0 {
-        call::received(sk.0 as u64, more as i32, flags, 0);
+        set_earlier(before);
+        call::received(sk.0 as u64, more as i32, entry.flags, 0);
+        set_earlier(0);
     }
     0
+}
+
+/// Bytes that the call under way has told before.
+#[inline(always)]
+fn set_earlier(bytes: u32) {
+    if let Some(scratch) = working(slot::RECEIVE) {
+        // SAFETY: an element of a per-CPU array, used by receives only.
+        unsafe { (*scratch).call.earlier = u64::from(bytes) };
+    }
 }
 
 /// `int tcp_sendmsg(struct sock *, ...)`, and `tcp_sendpage` (sendfile and splice before 6.5).

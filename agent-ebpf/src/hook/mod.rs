@@ -8,7 +8,7 @@ pub mod kprobe;
 pub mod process;
 #[cfg(not(feature = "untyped"))]
 pub mod sock;
-#[cfg(not(feature = "untyped"))]
+#[cfg(any(not(feature = "untyped"), feature = "scalars"))]
 pub mod sock_fexit;
 pub mod state;
 #[cfg(feature = "untyped")]

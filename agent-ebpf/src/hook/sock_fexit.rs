@@ -8,16 +8,35 @@
 use aya_ebpf::macros::fexit;
 use aya_ebpf::programs::FExitContext;
 
+#[cfg(feature = "scalars")]
+use crate::hook::call;
 use crate::offsets as off;
-use crate::sk::{load, Sock};
-use crate::socket::{self, Hook};
+use crate::sk::load;
+#[cfg(not(feature = "scalars"))]
+use crate::sk::Sock;
+#[cfg(not(feature = "scalars"))]
+use crate::socket;
+use crate::socket::Hook;
+#[cfg(feature = "scalars")]
+use crate::{access, arch};
 
 /// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, int flags, int *addr_len)`
+#[cfg(not(feature = "scalars"))]
 #[fexit(function = "tcp_recvmsg")]
 #[inline(always)]
 pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
     let (sk, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(5));
-    socket::on_call(Sock(sk), len, flags as u32, Hook::TCP_RECVMSG);
+    received(sk, len, flags, Hook::TCP_RECVMSG);
+    0
+}
+
+/// `int tcp_recvmsg(struct sock *, struct msghdr *, size_t, int nonblock, int flags, int *addr_len)`, up to 5.18.
+#[cfg(feature = "scalars")]
+#[fexit(function = "tcp_recvmsg")]
+#[inline(always)]
+pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
+    let (sk, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(4), ctx.arg(6));
+    received(sk, len, flags, Hook::TCP_RECVMSG);
     0
 }
 
@@ -26,7 +45,7 @@ pub fn tcp_recvmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
-    socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDMSG);
+    sent(sk, len, Hook::TCP_SENDMSG);
     0
 }
 
@@ -35,7 +54,7 @@ pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(5));
-    socket::on_call(Sock(sk), len, 0, Hook::TCP_SENDPAGE);
+    sent(sk, len, Hook::TCP_SENDPAGE);
     0
 }
 
@@ -44,8 +63,9 @@ pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
     let (socket, flags, len): (*const u8, i32, i32) = (ctx.arg(0), ctx.arg(3), ctx.arg(4));
-    if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len, flags as u32, Hook::UNIX_RECVMSG);
+    let sk = sock_of(socket);
+    if !sk.is_null() {
+        received(sk, len, flags, Hook::UNIX_RECVMSG);
     }
     0
 }
@@ -55,8 +75,9 @@ pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
-    if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len, 0, Hook::UNIX_SENDMSG);
+    let sk = sock_of(socket);
+    if !sk.is_null() {
+        sent(sk, len, Hook::UNIX_SENDMSG);
     }
     0
 }
@@ -66,16 +87,47 @@ pub fn unix_stream_sendmsg(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn unix_stream_sendpage(ctx: FExitContext) -> i32 {
     let (socket, len): (*const u8, i64) = (ctx.arg(0), ctx.arg(5));
-    if let Some(sk) = sock_of(socket) {
-        socket::on_call(sk, len as i32, 0, Hook::UNIX_SENDPAGE);
+    let sk = sock_of(socket);
+    if !sk.is_null() {
+        sent(sk, len as i32, Hook::UNIX_SENDPAGE);
     }
     0
 }
 
 /// `socket.sk`.
 #[inline(always)]
-fn sock_of(socket: *const u8) -> Option<Sock> {
+fn sock_of(socket: *const u8) -> *const u8 {
     // SAFETY: socket.sk of a trusted pointer.
-    let sk: *const u8 = unsafe { load(socket, off::socket_sk()) };
-    (!sk.is_null()).then_some(Sock(sk))
+    unsafe { load(socket, off::socket_sk()) }
+}
+
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+fn received(sk: *const u8, len: i32, flags: i32, hook: Hook) {
+    socket::on_call(Sock(sk), len, flags as u32, hook);
+}
+
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+fn sent(sk: *const u8, len: i32, hook: Hook) {
+    socket::on_call(Sock(sk), len, 0, hook);
+}
+
+/// The functions of the other programs without types. The loader attaches these only where nobody is preempted in them
+/// (before 5.11), so they share elements of the working memory.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+fn received(sk: *const u8, len: i32, flags: i32, _hook: Hook) {
+    if arch::has_registers() {
+        call::received(access::sock(sk).0 as u64, len, flags as u32, 0);
+    }
+}
+
+/// As above.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+fn sent(sk: *const u8, len: i32, _hook: Hook) {
+    if arch::has_registers() {
+        call::sent(access::sock(sk).0 as u64, len, 0, 0);
+    }
 }

@@ -4,14 +4,13 @@
 //!
 //! What goes past these calls is not seen: io_uring, and 32-bit programs, for which the kernel fires none of them.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_pid_tgid, bpf_get_current_task_btf, bpf_probe_read_user, bpf_task_pt_regs,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use aya_ebpf::EbpfContext as _;
 
-use crate::arch::{nr, PtRegs};
+use crate::access;
+use crate::arch::{nr, Registers};
 use crate::hook::call::{self, begin, end, is_wanted};
 use crate::maps::{VectorPosition, VECTORS};
 use crate::offsets as off;
@@ -20,9 +19,6 @@ use crate::sk::{load, Sock};
 /// Layout of what a program is given (struct syscall_tp_t): number, then arguments or result.
 const NUMBER: usize = 8;
 const RESULT: usize = 16;
-
-const S_IFMT: u16 = 0o170_000;
-const S_IFSOCK: u16 = 0o140_000;
 
 /// The most messages that recvmmsg and sendmmsg take (UIO_MAXIOV).
 const MESSAGES: u32 = 1024;
@@ -46,32 +42,23 @@ fn number(ctx: &TracePointContext) -> u64 {
     u64::from(field(ctx, NUMBER) as u32)
 }
 
-/// The registers of the current task.
-#[inline(always)]
-fn registers() -> *const PtRegs {
-    // SAFETY: both helpers take and return trusted pointers.
-    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const PtRegs }
-}
-
 /// sys_enter_*: remembers the socket, and the flags of the call.
 #[tracepoint]
 pub fn sys_enter(ctx: TracePointContext) -> u32 {
     if !is_wanted() {
         return 0;
     }
-    let regs = registers();
-    if regs.is_null() {
+    let Some(registers) = Registers::current() else {
         return 0;
-    }
-    // SAFETY: a task's registers may be loaded from directly (5.15+).
-    let (third, fourth) = unsafe { ((*regs).rdx, (*regs).r10) };
+    };
+    let (third, fourth) = (registers.third(), registers.fourth());
     let number = number(&ctx);
     let flags = match number {
         nr::RECVFROM | nr::SENDTO | nr::RECVMMSG | nr::SENDMMSG => fourth as u32,
         nr::RECVMSG | nr::SENDMSG => third as u32,
         _ => 0,
     };
-    let sk = socket_of(descriptor(regs, number));
+    let sk = socket_of(descriptor(registers, number));
     if sk.0.is_null() {
         // What an earlier call left is not this one's.
         end(CALL);
@@ -84,9 +71,8 @@ pub fn sys_enter(ctx: TracePointContext) -> u32 {
 /// The descriptor that a call sends to or receives from. Of splice, the one it writes to: what it takes out of a socket no
 /// family of hooks sees.
 #[inline(always)]
-fn descriptor(regs: *const PtRegs, number: u64) -> u64 {
-    // SAFETY: as in `sys_enter`.
-    let (first, third) = unsafe { ((*regs).rdi, (*regs).rdx) };
+fn descriptor(registers: Registers, number: u64) -> u64 {
+    let (first, third) = (registers.first(), registers.third());
     if number == nr::SPLICE {
         third
     } else {
@@ -98,29 +84,21 @@ fn descriptor(regs: *const PtRegs, number: u64) -> u64 {
 #[inline(always)]
 fn socket_of(descriptor: u64) -> Sock {
     let none = Sock(core::ptr::null());
-    // SAFETY: task_struct.files -> files_struct.fdt -> fdtable.max_fds, fd; file.f_inode -> inode.i_mode; for a socket,
-    // file.private_data -> socket.sk. A null on the way reads as zero.
-    unsafe {
-        let task = bpf_get_current_task_btf() as *const u8;
-        let files: *const u8 = load(task, off::task_files());
+    // SAFETY: task_struct.files -> files_struct.fdt -> fdtable.max_fds, fd. A null on the way reads as zero.
+    let file: *const u8 = unsafe {
+        let files: *const u8 = load(access::current_task(), off::task_files());
         let table: *const u8 = load(files, off::files_table());
         let size: u32 = load(table, off::table_size());
         if descriptor >= u64::from(size) {
             return none;
         }
         let open: *const u8 = load(table, off::table_files());
-        let file: *const u8 = load(open, descriptor as usize * 8);
-        if file.is_null() {
-            return none;
-        }
-        let inode: *const u8 = load(file, off::file_inode());
-        let mode: u16 = load(inode, off::inode_mode());
-        if mode & S_IFMT != S_IFSOCK {
-            return none;
-        }
-        let socket: *const u8 = load(file, off::file_private_data());
-        Sock(load(socket, off::socket_sk()))
+        load(open, descriptor as usize * 8)
+    };
+    if file.is_null() {
+        return none;
     }
+    access::sock_of_file(file)
 }
 
 /// The call that ends: its socket's address, its flags and its number. None where the descriptor has become another
@@ -128,12 +106,9 @@ fn socket_of(descriptor: u64) -> Sock {
 #[inline(always)]
 fn ended(ctx: &TracePointContext) -> Option<(u64, u32, u64)> {
     let call = end(CALL)?;
-    let regs = registers();
-    if regs.is_null() {
-        return None;
-    }
+    let registers = Registers::current()?;
     let number = number(ctx);
-    if socket_of(descriptor(regs, number)).0 as u64 != call.sock {
+    if socket_of(descriptor(registers, number)).0 as u64 != call.sock {
         return None;
     }
     Some((call.sock, call.flags, number))
@@ -145,12 +120,12 @@ fn ended(ctx: &TracePointContext) -> Option<(u64, u32, u64)> {
 /// verifier: a frame of its own: see `opaque::sent`.
 #[inline(never)]
 fn message(index: u32) -> i32 {
-    let regs = registers();
-    if regs.is_null() {
+    let Some(registers) = Registers::current() else {
         return 0;
-    }
-    // SAFETY: as in `sys_enter`; no arguments.
-    let (vector, thread) = unsafe { ((*regs).rsi, bpf_get_current_pid_tgid()) };
+    };
+    let vector = registers.second();
+    // SAFETY: no arguments.
+    let thread = unsafe { bpf_get_current_pid_tgid() };
     let position = VectorPosition {
         vector,
         next: u64::from(index),
@@ -177,12 +152,10 @@ fn length(vector: u64, index: u32) -> i32 {
 /// verifier: as [`message`].
 #[inline(never)]
 fn whole(count: u32) -> u32 {
-    let regs = registers();
-    if regs.is_null() {
+    let Some(registers) = Registers::current() else {
         return 0;
-    }
-    // SAFETY: as in `sys_enter`.
-    let vector = unsafe { (*regs).rsi };
+    };
+    let vector = registers.second();
     let mut bytes = 0u32;
     for index in 0..MESSAGES.min(count) {
         bytes = bytes.wrapping_add(length(vector, index) as u32);

@@ -1,7 +1,7 @@
 //! The families of programs that see every send and receive. All lead to the same handlers; one of them is used, the
 //! first that the kernel takes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -68,7 +68,9 @@ const FEXIT: [Hook; 6] = [
 #[derive(Debug, Error)]
 pub enum HooksError {
     /// `SPANWIRE_HOOKS` names none.
-    #[error("SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, got {0:?}")]
+    #[error(
+        "SPANWIRE_HOOKS: expected one of tp_btf, fexit, kprobe, syscalls, or one of the last three with /scalars, got {0:?}"
+    )]
     Unknown(String),
     /// The kernel has no such hooks.
     #[error("{0}")]
@@ -103,7 +105,7 @@ impl Family {
             Self::TpBtf | Self::Fexit => &[],
             Self::Kprobe => &[
                 "sends, and calls on unix sockets, are missed where more of them wait at once than the kernel has places \
-                 for (two a CPU, ten at least)",
+                 for (two a CPU and ten at least; on older kernels that are not preemptible, one a CPU)",
             ],
             Self::Syscalls => &[
                 "calls made by io_uring are not seen and not counted",
@@ -122,37 +124,31 @@ impl Family {
         }
     }
 
-    /// Which object has its programs.
-    pub(super) const fn object(self) -> Object {
+    /// Which objects have its programs.
+    const fn objects(self) -> &'static [Object] {
         match self {
-            Self::TpBtf | Self::Fexit => Object::Typed,
-            Self::Kprobe | Self::Syscalls => Object::Untyped,
+            Self::TpBtf => &[Object::Typed],
+            Self::Fexit => &[Object::Typed, Object::Scalars],
+            Self::Kprobe | Self::Syscalls => &[Object::Untyped, Object::Scalars],
         }
     }
 
-    /// The families to try, the best first: all, or the one that `SPANWIRE_HOOKS` names.
+    /// What to try, the best first: each object with the families it has, all or what `SPANWIRE_HOOKS` names.
     ///
     /// # Errors
     /// [`HooksError::Unknown`].
-    pub fn to_try() -> Result<Vec<Self>, HooksError> {
+    pub(super) fn to_try() -> Result<VecDeque<(Self, Object)>, HooksError> {
         match std::env::var("SPANWIRE_HOOKS") {
-            Err(_) => Ok(Self::ALL.to_vec()),
-            Ok(name) => Self::named(&name).map(|family| vec![family]),
+            Err(_) => Ok(all()),
+            Ok(name) => named(&name),
         }
-    }
-
-    fn named(name: &str) -> Result<Self, HooksError> {
-        Self::ALL
-            .into_iter()
-            .find(|family| family.name() == name)
-            .ok_or_else(|| HooksError::Unknown(name.to_owned()))
     }
 
     /// The programs that this kernel needs of the family, in the order they are attached.
     ///
     /// # Errors
     /// [`HooksError::Function`], [`HooksError::Absent`].
-    pub fn hooks(self, types: &Btf) -> Result<Vec<&'static str>, HooksError> {
+    pub(super) fn hooks(self, object: Object, types: &Btf) -> Result<Vec<&'static str>, HooksError> {
         match self {
             Self::TpBtf => {
                 let mut names = vec!["sock_recv_length", "sock_send_length"];
@@ -161,7 +157,11 @@ impl Family {
                 }
                 Ok(names)
             }
-            Self::Fexit => fexit_hooks(|name| types.parameters(name)),
+            Self::Fexit if object == Object::Scalars => {
+                trampolines_can_be_used(types)?;
+                fexit_hooks(6, |name| types.parameters(name))
+            }
+            Self::Fexit => fexit_hooks(5, |name| types.parameters(name)),
             Self::Kprobe => {
                 pmu("kprobe")?;
                 Ok(KPROBES.iter().map(|(program, _)| *program).collect())
@@ -172,6 +172,28 @@ impl Family {
             }
         }
     }
+}
+
+/// The families in the order of their objects.
+fn all() -> VecDeque<(Family, Object)> {
+    let of = |object: Object| Family::ALL.into_iter().map(move |family| (family, object));
+    let all = Object::ALL.into_iter().flat_map(of);
+    all.filter(|(family, object)| family.objects().contains(object))
+        .collect()
+}
+
+/// `FAMILY`, or `FAMILY/scalars` for the object that only older kernels need.
+fn named(name: &str) -> Result<VecDeque<(Family, Object)>, HooksError> {
+    let (family, only) = match name.strip_suffix("/scalars") {
+        Some(family) => (family, Some(Object::Scalars)),
+        None => (name, None),
+    };
+    let is_meant = |(of, object): &(Family, Object)| of.name() == family && only.is_none_or(|only| only == *object);
+    let meant: VecDeque<_> = all().into_iter().filter(is_meant).collect();
+    if meant.is_empty() {
+        return Err(HooksError::Unknown(name.to_owned()));
+    }
+    Ok(meant)
 }
 
 /// Second programs on the tracepoints, attached after the first.
@@ -185,22 +207,41 @@ fn tracepoints_are_preemptible(types: &Btf) -> bool {
     types.offset("tracepoint", "ext").is_ok() && types.has_percpu_variable("tracepoint_srcu_srcu_data")
 }
 
+/// Old trampolines: a call that sleeps in a function must find its trampoline when it wakes up, whoever has detached
+/// meanwhile (e21aa341785c of 5.12, and what it was ported back to); and the programs without types share working memory,
+/// so that none may be preempted for another: up to 5.10 `migrate_disable()` was `preempt_disable()`.
+fn trampolines_can_be_used(types: &Btf) -> Result<(), HooksError> {
+    if types.offset("bpf_tramp_image", "image").is_err() {
+        return Err(Refusal::absent("this kernel takes trampolines away from calls that sleep").into());
+    }
+    if types.offset("task_struct", "migration_disabled").is_ok() {
+        return Err(Refusal::absent("a thread can be preempted in a trampoline's program").into());
+    }
+    Ok(())
+}
+
 /// The tracepoint that a program is for.
 fn tracepoint_of(name: &'static str) -> &'static str {
     name.strip_suffix("_again").unwrap_or(name)
 }
 
-fn fexit_hooks(parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'static str>, HooksError> {
+/// `recvmsg`: how many parameters `tcp_recvmsg` is to have.
+fn fexit_hooks(recvmsg: usize, parameters: impl Fn(&str) -> Option<usize>) -> Result<Vec<&'static str>, HooksError> {
     let mut names = Vec::with_capacity(FEXIT.len());
     for hook in &FEXIT {
+        let wanted = if hook.name == "tcp_recvmsg" {
+            recvmsg
+        } else {
+            hook.parameters
+        };
         let problem = match parameters(hook.name) {
-            Some(count) if count == hook.parameters => {
+            Some(count) if count == wanted => {
                 names.push(hook.name);
                 continue;
             }
             None if hook.optional => continue,
             None => "does not exist".to_owned(),
-            Some(count) => format!("has {count} parameters, not {}", hook.parameters),
+            Some(count) => format!("has {count} parameters, not {wanted}"),
         };
         return Err(HooksError::Function {
             name: hook.name,
@@ -397,12 +438,13 @@ mod tests {
             "tcp_sendmsg",
             "unix_stream_sendmsg",
         ];
-        assert_eq!(fexit_hooks(kernel("6.12")).unwrap(), needed);
-        let pages = fexit_hooks(kernel("6.1")).unwrap();
+        assert_eq!(fexit_hooks(5, kernel("6.12")).unwrap(), needed);
+        let pages = fexit_hooks(5, kernel("6.1")).unwrap();
         assert_eq!(pages[4..], ["tcp_sendpage", "unix_stream_sendpage"]);
-        let refusal = fexit_hooks(kernel("5.15")).unwrap_err().to_string();
+        assert_eq!(fexit_hooks(6, kernel("5.15")).unwrap(), pages);
+        let refusal = fexit_hooks(5, kernel("5.15")).unwrap_err().to_string();
         assert_eq!(refusal, "this kernel's tcp_recvmsg has 6 parameters, not 5");
-        let refusal = fexit_hooks(|_| None).unwrap_err().to_string();
+        let refusal = fexit_hooks(5, |_| None).unwrap_err().to_string();
         assert_eq!(refusal, "this kernel's tcp_recvmsg does not exist");
     }
 
@@ -430,14 +472,34 @@ mod tests {
     }
 
     #[test]
+    fn what_costs_most_is_tried_last() {
+        use Family::{Fexit, Kprobe, Syscalls, TpBtf};
+        use Object::{Scalars, Typed, Untyped};
+        let all = [
+            (TpBtf, Typed),
+            (Fexit, Typed),
+            (Kprobe, Untyped),
+            (Syscalls, Untyped),
+            (Fexit, Scalars),
+            (Kprobe, Scalars),
+            (Syscalls, Scalars),
+        ];
+        assert_eq!(super::all(), all);
+        assert_eq!(named("syscalls").unwrap(), [(Syscalls, Untyped), (Syscalls, Scalars)]);
+        assert_eq!(named("syscalls/scalars").unwrap(), [(Syscalls, Scalars)]);
+    }
+
+    #[test]
     fn families_are_known_by_name() {
         for family in Family::ALL {
-            assert_eq!(Family::named(family.name()).unwrap(), family);
+            assert!(named(family.name()).unwrap().iter().all(|(of, _)| *of == family));
         }
-        let refusal = Family::named("uprobe").unwrap_err().to_string();
-        assert!(
-            refusal.contains("\"uprobe\"") && refusal.contains("kprobe, syscalls"),
-            "{refusal}"
-        );
+        for name in ["uprobe", "tp_btf/scalars", ""] {
+            let refusal = named(name).unwrap_err().to_string();
+            assert!(
+                refusal.contains(&format!("{name:?}")) && refusal.contains("kprobe, syscalls"),
+                "{refusal}"
+            );
+        }
     }
 }

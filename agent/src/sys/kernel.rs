@@ -94,9 +94,7 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 fn refused_because(error: &str) -> String {
     let complaint = one_line(error);
     if complaint.contains("unknown func") || complaint.contains("invalid func unknown") {
-        return format!(
-            "{complaint}: this kernel is too old, Linux 6.1 is the oldest that was tried (docs/kernels.md)"
-        );
+        return format!("{complaint}: this kernel is too old for it (docs/kernels.md)");
     }
     complaint
 }
@@ -139,7 +137,7 @@ struct Loaded {
     family: Family,
     hooks: Vec<&'static str>,
     /// What is left to try, should it not attach.
-    rest: VecDeque<Family>,
+    rest: VecDeque<(Family, Object)>,
     /// Why the ones before it are not used.
     refusals: Vec<String>,
 }
@@ -203,7 +201,8 @@ impl Kernel {
             hooks::unload(&mut self.loaded.ebpf, name);
         }
         self.attached.retain(|name| !hooks.contains(name));
-        self.loaded.refusals.push(refusal(self.loaded.family, error));
+        let refused = (self.loaded.family, self.loaded.object);
+        self.loaded.refusals.push(refusal(refused, error));
         let before = self.loaded.object;
         let loader = Loader {
             options: self.options,
@@ -304,6 +303,12 @@ impl Kernel {
     /// Which family of hooks sees the sends and receives.
     pub fn family(&self) -> Family {
         self.loaded.family
+    }
+
+    /// What cannot be seen, or not as well as on other kernels, for people.
+    pub fn gaps(&self) -> impl Iterator<Item = &'static str> {
+        let (family, object) = (self.loaded.family.gaps(), self.loaded.object.gaps());
+        family.iter().chain(object).copied()
     }
 
     /// Why better families are not used; empty when the best is.
@@ -471,10 +476,10 @@ pub(super) fn refused(name: &'static str) -> impl Fn(aya::programs::ProgramError
 impl Loaded {
     /// Loads the programs of the first family that the kernel takes whole.
     fn first(loader: &Loader, rings: &[MapData]) -> Result<Self, KernelError> {
-        let mut rest: VecDeque<Family> = Family::to_try()?.into();
+        let mut rest = Family::to_try()?;
         let mut refusals = Vec::new();
         loop {
-            let Some(object) = rest.front().map(|family| family.object()) else {
+            let Some(&(_, object)) = rest.front() else {
                 return Err(KernelError::NoFamily(refusals.join("; ")));
             };
             match loader.load(object, rings) {
@@ -490,10 +495,10 @@ impl Loaded {
                     loaded.next(loader, rings)?;
                     return Ok(loaded);
                 }
-                Err(error) => rest.retain(|family| {
-                    let others = family.object() != object;
+                Err(error) => rest.retain(|next| {
+                    let others = next.1 != object;
                     if !others {
-                        refusals.push(refusal(*family, &error));
+                        refusals.push(refusal(*next, &error));
                     }
                     others
                 }),
@@ -503,13 +508,13 @@ impl Loaded {
 
     /// Loads the programs of the next family that the kernel takes.
     fn next(&mut self, loader: &Loader, rings: &[MapData]) -> Result<(), KernelError> {
-        while let Some(family) = self.rest.pop_front() {
-            match self.prepare(family, loader, rings) {
+        while let Some(next) = self.rest.pop_front() {
+            match self.prepare(next, loader, rings) {
                 Ok(hooks) => {
-                    (self.family, self.hooks) = (family, hooks);
+                    (self.family, self.hooks) = (next.0, hooks);
                     return Ok(());
                 }
-                Err(error) => self.refusals.push(refusal(family, &error)),
+                Err(error) => self.refusals.push(refusal(next, &error)),
             }
         }
         Err(KernelError::NoFamily(self.refusals.join("; ")))
@@ -517,15 +522,15 @@ impl Loaded {
 
     fn prepare(
         &mut self,
-        family: Family,
+        (family, object): (Family, Object),
         loader: &Loader,
         rings: &[MapData],
     ) -> Result<Vec<&'static str>, KernelError> {
-        let hooks = family.hooks(&loader.types.btf)?;
-        if family.object() != self.object {
-            let mut ebpf = loader.load(family.object(), rings)?;
+        let hooks = family.hooks(object, &loader.types.btf)?;
+        if object != self.object {
+            let mut ebpf = loader.load(object, rings)?;
             hand_over(&mut self.ebpf, &mut ebpf)?;
-            (self.ebpf, self.object) = (ebpf, family.object());
+            (self.ebpf, self.object) = (ebpf, object);
         }
         if let Err((name, error)) = hooks::load(&mut self.ebpf, &hooks, &loader.types.aya) {
             for name in &hooks {
@@ -568,8 +573,13 @@ fn hand_over(from: &mut Ebpf, to: &mut Ebpf) -> Result<(), KernelError> {
 }
 
 /// On one line: the verifier's whole log is pages long.
-fn refusal(family: Family, error: &KernelError) -> String {
-    format!("{}: {}", family.name(), one_line(&error.to_string()))
+fn refusal((family, object): (Family, Object), error: &KernelError) -> String {
+    let smaller = if object == Object::Scalars {
+        " (smaller promise)"
+    } else {
+        ""
+    };
+    format!("{}{smaller}: {}", family.name(), one_line(&error.to_string()))
 }
 
 /// A ring for each CPU, and who reads it.
@@ -607,7 +617,7 @@ mod tests {
         assert_eq!(
             refused_because(log),
             "the BPF_PROG_LOAD syscall returned Invalid argument (os error 22): invalid func unknown#158: this kernel is too \
-             old, Linux 6.1 is the oldest that was tried (docs/kernels.md)"
+             old for it (docs/kernels.md)"
         );
         assert_eq!(refused_because("R1 is bad"), "R1 is bad");
     }

@@ -1,4 +1,4 @@
-//! The two objects of the kernel side, and what is needed to load one: offsets, sizes, settings.
+//! The objects of the kernel side, and what is needed to load one: offsets, sizes, settings.
 
 use aya::maps::{ArrayOfMaps, MapData};
 use aya::programs::Iter;
@@ -12,14 +12,35 @@ use super::types::KernelTypes;
 /// Built by build.rs.
 static TYPED: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_TYPED"));
 static UNTYPED: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_UNTYPED"));
+static SCALARS: &[u8] = aya::include_bytes_aligned!(env!("SPANWIRE_EBPF_SCALARS"));
 
-/// The kernel side, built in one of two ways.
+/// The kernel side, built in one of three ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Object {
     /// Arguments of programs have types; the state of a socket lies in the socket.
     Typed,
     /// Arguments are bare addresses; states lie in a table by address.
     Untyped,
+    /// As [`Object::Untyped`], for kernels whose global functions take numbers only (before 5.13).
+    Scalars,
+}
+
+impl Object {
+    /// The best first.
+    pub(super) const ALL: [Self; 3] = [Self::Typed, Self::Untyped, Self::Scalars];
+
+    /// What its programs do less well, for people, whatever their family.
+    pub(super) const fn gaps(self) -> &'static [&'static str] {
+        match self {
+            Self::Typed | Self::Untyped => &[],
+            Self::Scalars => &[
+                "this kernel's global functions take no pointers (before Linux 5.13), so the parser looks up what it works on \
+                 at every step: a captured call costs more",
+                "this kernel cannot add to a number and tell what it was (before 5.12): a connection that is reset while a \
+                 call on it ends on another CPU may be recorded twice",
+            ],
+        }
+    }
 }
 
 /// What the programs are told before they are loaded.
@@ -82,6 +103,9 @@ const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_BPRM_FILENAME", "linux_binprm", "filename"),
 ];
 
+/// What the programs need besides that find a task's registers for themselves.
+const OFFSETS_SCALARS: [(&str, &str, &str); 1] = [("OFF_TASK_STACK", "task_struct", "stack")];
+
 /// What the programs without types need besides.
 const OFFSETS_UNTYPED: [(&str, &str, &str); 8] = [
     ("OFF_SK_SHUTDOWN", "sock", "sk_shutdown"),
@@ -107,6 +131,7 @@ impl Loader<'_> {
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
+        let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(aya::VerifierLogLevel::STATS);
@@ -123,10 +148,15 @@ impl Loader<'_> {
         }
         let bytes = match object {
             Object::Typed => TYPED,
-            Object::Untyped => {
+            Object::Untyped | Object::Scalars => {
                 loader.override_global("RECVMSG_FLAGS", &recvmsg_flags, true);
                 loader.map_max_entries("SOCKETS", (self.options.connections / 2).max(1_024));
-                UNTYPED
+                if object == Object::Scalars {
+                    loader.override_global("THREAD_SIZE", &thread_size, true);
+                    SCALARS
+                } else {
+                    UNTYPED
+                }
             }
         };
         let mut ebpf = loader.load(bytes)?;
@@ -155,8 +185,13 @@ impl Loader<'_> {
             }
             offsets.push((global, offset));
         }
-        if object == Object::Untyped {
-            for (global, structure, field) in OFFSETS_UNTYPED {
+        if object != Object::Typed {
+            let besides = if object == Object::Scalars {
+                &OFFSETS_SCALARS[..]
+            } else {
+                &[]
+            };
+            for (global, structure, field) in OFFSETS_UNTYPED.iter().chain(besides) {
                 offsets.push((global, self.types.btf.offset(structure, field)?));
             }
             // A `struct socket` begins its `struct socket_alloc`.
@@ -170,11 +205,18 @@ impl Loader<'_> {
     }
 }
 
+/// Size of a task's stack: 16 KiB, twice that where the kernel was built to find its own bugs (KASAN_STACK_ORDER,
+/// arch/x86/include/asm/page_64_types.h).
+fn thread_size(types: &KernelTypes) -> u32 {
+    let finds_bugs = types.btf.offset("task_struct", "kasan_depth").is_ok();
+    (16 << 10) << u32::from(finds_bugs)
+}
+
 /// Programs that walk, and over what.
 fn walks(object: Object) -> [(&'static str, &'static str); 2] {
     let states = match object {
         Object::Typed => "bpf_sk_storage_map",
-        Object::Untyped => "bpf_map_elem",
+        Object::Untyped | Object::Scalars => "bpf_map_elem",
     };
     [("mark_old_sockets", "task_file"), ("sweep_sockets", states)]
 }

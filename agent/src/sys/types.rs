@@ -9,8 +9,8 @@ use aya::Btf as AyaBtf;
 use super::btf::{self, Btf};
 use super::kernel::KernelError;
 
-/// The structures whose fields the programs are told the offsets of.
-const STRUCTS: [&str; 14] = [
+/// The structures whose fields the programs are told the offsets of, or which tell of the kernel by being there.
+const STRUCTS: [&str; 15] = [
     "sock",
     "socket",
     "file",
@@ -21,6 +21,7 @@ const STRUCTS: [&str; 14] = [
     "task_struct",
     "linux_binprm",
     "tracepoint",
+    "bpf_tramp_image",
     "files_struct",
     "fdtable",
     "inode",

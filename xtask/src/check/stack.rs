@@ -174,6 +174,8 @@ fn depth(code: &[u8]) -> u32 {
                 above[to] = above[to].map(|base| base + immediate);
                 deepest = deepest.min(above[to].unwrap_or(0));
             }
+            // A call leaves nothing in the registers of its arguments.
+            0x85 => above[..6].fill(None),
             _ if matches!(code & 7, 0 | 1 | 4 | 7) => above[to] = None,
             _ => {}
         }
@@ -207,6 +209,21 @@ mod tests {
         assert_eq!(depth(&made), 72);
         assert_eq!(depth(&made[..8]), 16);
         assert_eq!(depth(&code(&[(0x95, 0, 0, 0)])), 0);
+    }
+
+    #[test]
+    fn what_a_call_leaves_in_a_register_is_no_address() {
+        // r1 = r10; r1 += -16; call; r1 += -343; r6 = r10; call; r6 += -24
+        let made = code(&[
+            (0xbf, 0xa1, 0, 0),
+            (0x07, 0x01, 0, -16),
+            (0x85, 0, 0, 1),
+            (0x07, 0x01, 0, -343),
+            (0xbf, 0xa6, 0, 0),
+            (0x85, 0, 0, 1),
+            (0x07, 0x06, 0, -24),
+        ]);
+        assert_eq!(depth(&made), 24);
     }
 
     #[test]
