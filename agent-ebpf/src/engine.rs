@@ -196,8 +196,8 @@ global! {
 /// The exchange that the next response belongs to: the oldest that waits.
 ///
 /// verifier: where a program has less of the stack, in a frame of its own: see `opaque::sent`.
-#[cfg_attr(feature = "scalars", inline(never))]
-#[cfg_attr(not(feature = "scalars"), inline(always))]
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
 fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     if state.queued == 0 {
         return &raw mut state.exchange;
@@ -227,8 +227,8 @@ fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
 /// The oldest exchange is over; the next one in line is the oldest.
 ///
 /// verifier: as [`oldest`].
-#[cfg_attr(feature = "scalars", inline(never))]
-#[cfg_attr(not(feature = "scalars"), inline(always))]
+#[cfg_attr(feature = "untyped", inline(never))]
+#[cfg_attr(not(feature = "untyped"), inline(always))]
 fn forget_oldest(state: &mut SockState) {
     let key = PipelineKey {
         cookie: state.cookie,

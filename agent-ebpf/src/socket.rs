@@ -365,15 +365,15 @@ fn proceed(sk: Sock, state: *mut SockState, scratch: *mut Scratch, len: u32, fla
     if direction == RX {
         call.blocking = u8::from(flags & MSG_DONTWAIT == 0 && sk.is_blocking());
     }
-    let earlier = call.earlier();
-    call.unread = u64::from(len) + earlier;
+    call.unread = u64::from(len) + call.earlier();
     call.length = len;
     let mut buffer = if flags & (MSG_OOB | MSG_TRUNC) == 0 {
-        describe(call, u64::from(len) + earlier)
+        let bytes = call.unread;
+        describe(call, bytes)
     } else {
         Buffer::Unreadable
     };
-    if earlier != 0 && skip(scratch, earlier) == 0 {
+    if call.earlier() != 0 && skip(scratch, call.earlier()) == 0 {
         buffer = Buffer::Unreadable;
     }
     match buffer {
