@@ -1,24 +1,25 @@
 //! The parser's composition for the kernel: what `spanwire_common::protocol::http1` decides, done with user memory,
 //! socket state and maps.
 //!
-//! verifier: the byte search, the contents of a line, and the step that joins them are global functions: each is
+//! verifier: the byte search, the contents of a line (`lines`), and the step that joins them are global functions: each is
 //! verified once, with unknown arguments, instead of once per path that leads to it. Their loops and branches then
 //! add up instead of multiplying.
 
 use spanwire_common::abi::ProcessClass;
 use spanwire_common::drop::KernelCounter;
-use spanwire_common::protocol::http1::{self, phase, request, step as code, Cursor, Framing};
+use spanwire_common::protocol::http1::{self, phase, step as code, Cursor, Framing};
 use spanwire_common::protocol::window::CARRY_BYTES;
 
 use crate::call::{copy_kernel, fill, skip};
 use crate::count::{cost, count};
 use crate::exchange::{
-    is_to_note, note_process, request_begins, request_ends, request_head, response, send_text, BEGINS, BEGINS_REFUSED,
-    RESPONSE_BEGINS, RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE,
-    RESPONSE_UPGRADED,
+    request_begins, request_ends, request_head, response, send_text, BEGINS, BEGINS_REFUSED, RESPONSE_BEGINS,
+    RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE, RESPONSE_UPGRADED,
 };
 use crate::global::global;
-use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE, SETTINGS};
+use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
+use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
+use crate::process::{is_to_note, note_process};
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
     SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
@@ -26,14 +27,12 @@ use crate::state::{
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
 const STEPS: u32 = 1024;
-/// Fields of an `x-amzn-trace-id`, and one step to end with.
-const XRAY_FIELDS: u32 = 10;
 /// Exchanges finished at once when a connection dies.
 const FINISHES: u32 = 33;
 
 /// The framing of the call's direction.
 #[inline(always)]
-fn framing(state: &mut SockState, direction: u32) -> &mut Framing {
+pub fn framing(state: &mut SockState, direction: u32) -> &mut Framing {
     let [receive, send] = &mut state.framing;
     if direction == TX {
         send
@@ -50,146 +49,6 @@ fn carries_requests(state: &SockState, direction: u32) -> bool {
         ROLE_SERVER => direction == RX,
         ROLE_CLIENT => direction == TX,
         _ => true,
-    }
-}
-
-global! {
-    /// verifier: see the module's note. Searches the line under way; the result stays in the cursor's memory.
-    pub fn scan(state: *mut SockState, scratch: *mut Scratch) else { 0 } {
-        // SAFETY: whole objects (rule for pointer arguments of global functions).
-        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-        let f = framing(state, scratch.call.direction);
-        http1::scan(f, &mut scratch.cursor, &scratch.window)
-    }
-}
-
-/// Wraps one of the request parser's functions.
-macro_rules! request_function {
-    ($(#[$meta:meta])* $name:ident, |$f:ident, $request:ident, $cursor:ident, $window:ident, $settings:ident| $call:expr) => {
-        global! {
-            $(#[$meta])*
-            pub fn $name(state: *mut SockState, scratch: *mut Scratch) else { code::OPAQUE_FRAMING } {
-                let Some(settings) = SETTINGS.get_ptr(0) else { return code::OPAQUE_FRAMING };
-                // SAFETY: whole objects (rule for pointer arguments of global functions); an array element.
-                let (state, scratch, $settings) = unsafe { (&mut *state, &mut *scratch, &*settings) };
-                let [receive, send] = &mut state.framing;
-                let $f = if scratch.call.direction == TX { send } else { receive };
-                let ($request, $cursor, $window) = (&mut state.exchange.request, &mut scratch.cursor, &scratch.window);
-                let _ = $settings;
-                $call
-            }
-        }
-    };
-}
-
-request_function! {
-    /// Header lines of a request that nobody asks for.
-    skim_request, |f, _request, cursor, window, settings| {
-        http1::skim_request(f, cursor, window, settings);
-        0
-    }
-}
-request_function! {
-    /// Header lines of a response that nobody asks for.
-    skim_response, |f, _request, cursor, window, _settings| {
-        http1::skim_response(f, cursor, window);
-        0
-    }
-}
-request_function! {
-    /// The start line of a request.
-    start_line, |f, request, cursor, window, _settings| request::start_line(f, request, cursor, window)
-}
-request_function! {
-    /// Its target.
-    target, |f, request, cursor, window, _settings| request::target(f, request, cursor, window)
-}
-request_function! {
-    /// A header line of a request, or the end of its head.
-    header_line, |f, request, cursor, window, settings| http1::header_line(f, request, cursor, window, settings)
-}
-request_function! {
-    /// Where the value of the header in hand lies.
-    locate_value, |_f, _request, cursor, window, _settings| {
-        http1::locate_value(cursor, window);
-        0
-    }
-}
-request_function! {
-    /// What is to be done with it.
-    field_value, |f, request, cursor, window, settings| http1::field_value(f, request, cursor, window, settings)
-}
-request_function! {
-    /// The value of a header that frames the body.
-    framing_value, |f, _request, cursor, window, _settings| http1::framing_value(f, cursor, window)
-}
-request_function! {
-    /// The value of one of the request's own headers.
-    own_value, |f, request, cursor, window, settings| http1::value(f, request, cursor, window, settings)
-}
-request_function! {
-    /// The value of another vendor's trace context.
-    foreign_value, |f, request, cursor, window, _settings| http1::foreign_value(f, request, cursor, window)
-}
-request_function! {
-    /// The value of another vendor's trace context that holds all of it.
-    delimited_value, |f, request, cursor, window, _settings| http1::delimited_value(f, request, cursor, window)
-}
-
-request_function! {
-    /// The value of an `x-amzn-trace-id`.
-    xray_value, |f, request, cursor, window, _settings| http1::xray_value(f, request, cursor, window)
-}
-
-/// The contents of a line of a request's head.
-#[inline(always)]
-fn request_line(state: *mut SockState, scratch: *mut Scratch, in_start_line: bool) -> u32 {
-    if in_start_line {
-        return match start_line(state, scratch) {
-            code::TARGET => target(state, scratch),
-            other => other,
-        };
-    }
-    let mut next = header_line(state, scratch);
-    if next == code::FIELD {
-        locate_value(state, scratch);
-        next = field_value(state, scratch);
-    }
-    match next {
-        code::FRAMING_VALUE => framing_value(state, scratch),
-        code::VALUE => own_value(state, scratch),
-        code::FOREIGN_VALUE => foreign_value(state, scratch),
-        code::DELIMITED_VALUE => delimited_value(state, scratch),
-        code::XRAY_VALUE => {
-            for _ in 0..XRAY_FIELDS {
-                next = xray_value(state, scratch);
-                if next != code::XRAY_VALUE {
-                    break;
-                }
-            }
-            next
-        }
-        other => other,
-    }
-}
-
-global! {
-    /// The contents of a line of a response's head.
-    pub fn response_line(state: *mut SockState, scratch: *mut Scratch; method: u32) else { code::OPAQUE_FRAMING } {
-        // SAFETY: as above.
-        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-        let f = framing(state, scratch.call.direction);
-        http1::response_line(f, &mut scratch.cursor, &scratch.window, method as u8)
-    }
-}
-
-global! {
-    /// A chunk-size line.
-    pub fn chunk_line(state: *mut SockState, scratch: *mut Scratch) else { code::OPAQUE_FRAMING } {
-        // SAFETY: as above.
-        let (state, scratch) = unsafe { (&mut *state, &mut *scratch) };
-        let f = framing(state, scratch.call.direction);
-        http1::chunk_line(f, &mut scratch.cursor, &scratch.window)
     }
 }
 

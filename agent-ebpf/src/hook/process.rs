@@ -6,7 +6,7 @@ use aya_ebpf::programs::BtfTracePointContext;
 use spanwire_common::abi::{process_event, process_flag, ProcessClass};
 
 use crate::maps::{EXECUTED, PROCESSES, UNITS, VECTORS};
-use crate::{exchange, offsets as off, refused, sk, unit};
+use crate::{offsets as off, process, refused, sk, unit};
 
 /// `(struct task_struct *parent, struct task_struct *child)`.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -72,7 +72,7 @@ pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
     forget(pid);
     if known {
         // SAFETY: no arguments.
-        exchange::ask(pid, unsafe { bpf_ktime_get_ns() }, process_event::EXIT);
+        process::ask(pid, unsafe { bpf_ktime_get_ns() }, process_event::EXIT);
     }
     0
 }
