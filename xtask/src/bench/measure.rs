@@ -64,6 +64,22 @@ pub(super) fn cpu_ms(pid: u32) -> Result<f64> {
     Ok(ns / 1e6)
 }
 
+/// User and system time of a process since its start, threads that have ended included, in ticks of 10 ms.
+pub(super) fn cpu_since_start_ms(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th field behind it (proc(5)).
+    let behind_name = text.rsplit(')').next().unwrap_or_default();
+    let mut ticks = behind_name
+        .split_whitespace()
+        .skip(11)
+        .map_while(|field| field.parse::<f64>().ok());
+    match (ticks.next(), ticks.next()) {
+        (Some(user), Some(system)) => Ok((user + system) * 10.0),
+        _ => bail!("{path} is not what proc(5) says"),
+    }
+}
+
 /// The first number of a task's schedstat (Documentation/scheduler/sched-stats.rst).
 fn scheduled_ns(task: &Path) -> Result<f64> {
     let path = task.join("schedstat");
