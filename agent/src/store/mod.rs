@@ -6,7 +6,7 @@
 //!
 //! One SQLite file in WAL mode: one writer, any number of readers, in this process or another. What a span costs decides
 //! the layout (`schema`): spans of a trace that are written together are one row whose body is their OTLP
-//! encoding; the only index is by trace id, in slices of 8,192 rows so that random ids fall on few pages; resources
+//! encoding; the only index is by trace id, in slices of 32,768 rows so that random ids fall on few pages; resources
 //! are stored once; rates per service are counted while writing. Nothing here can delay or fail a span's
 //! way to an exporter.
 

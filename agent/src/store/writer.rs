@@ -23,9 +23,8 @@ const GATHER: Duration = Duration::from_millis(250);
 const IDLE: Duration = Duration::from_secs(1);
 /// Spans of one transaction at most.
 const TRANSACTION_SPANS: usize = 4_096;
-/// Parts in a bucket at most: its slice of the trace index then is about 250 KiB, all of which a transaction of a few
-/// hundred random ids writes anew.
-pub(super) const BUCKET_PARTS: i64 = 8_192;
+/// Parts in a bucket at most: its slice of the trace index then is about a megabyte.
+pub(super) const BUCKET_PARTS: i64 = 32_768;
 /// Buckets searched for a trace that got an alias: it was written moments ago.
 const ALIAS_BUCKETS: i64 = 2;
 /// Shortest time between two replacements of a file that went corrupt while in use.
