@@ -16,18 +16,6 @@ pub fn fetch_add(word: &mut u64, value: u64) -> u64 {
     value
 }
 
-/// Sets bits of a 64-bit word. Returns what it held before. Ordered with everything around it.
-#[cfg(not(feature = "scalars"))]
-#[inline(always)]
-pub fn fetch_or(word: &mut u64, value: u64) -> u64 {
-    let mut value = value;
-    // SAFETY: as above.
-    unsafe {
-        core::arch::asm!("{value} = atomic_fetch_or((u64 *)({word} + 0), {value})", word = in(reg) word, value = inout(reg) value);
-    }
-    value
-}
-
 /// As above.
 #[cfg(feature = "scalars")]
 #[inline(always)]
@@ -37,13 +25,4 @@ pub fn fetch_add(word: &mut u64, value: u64) -> u64 {
         core::arch::asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value);
         core::ptr::read_volatile(word).wrapping_sub(value)
     }
-}
-
-/// As above. Nobody else sets these bits meanwhile.
-#[cfg(feature = "scalars")]
-#[inline(always)]
-pub fn fetch_or(word: &mut u64, value: u64) -> u64 {
-    // SAFETY: a whole word, by exclusive reference.
-    let before = unsafe { core::ptr::read_volatile(word) };
-    fetch_add(word, value & !before)
 }

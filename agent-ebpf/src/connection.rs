@@ -219,22 +219,19 @@ fn change_state(sk: Sock, scratch: *mut Scratch, old: i32, new: i32) {
     if new == TCP_CLOSE && known.flags & SOCK_LATE != 0 {
         count(KernelCounter::OpaqueLateJoin);
     }
-    if new == TCP_CLOSE && !known.ends() {
-        return;
+    if new == TCP_CLOSE {
+        known.ends();
+        if known.role == ROLE_CLIENT && is_open(known) && arch::in_close() {
+            // SAFETY: no arguments.
+            let thread = unsafe { bpf_get_current_pid_tgid() };
+            worker::received(&known.exchange, known.exchange.class, thread, true);
+        }
+        leave_with(sk, known, scratch);
+    } else if known.role == ROLE_SERVER && is_open(known) && !known.is_at_work() {
+        // A client may shut its sending side down and still read the response. While a call is at work the end comes
+        // with TCP_CLOSE.
+        finish(sk, known, scratch);
     }
-    if !is_open(known) {
-        return;
-    }
-    if new != TCP_CLOSE && known.role != ROLE_SERVER {
-        // A client may shut its sending side down and still read the response.
-        return;
-    }
-    if known.role == ROLE_CLIENT && arch::in_close() {
-        // SAFETY: no arguments.
-        let thread = unsafe { bpf_get_current_pid_tgid() };
-        worker::received(&known.exchange, known.exchange.class, thread, true);
-    }
-    finish(sk, known, scratch);
 }
 
 /// The connection is over, and with it every exchange on it: as the socket's error says.
@@ -260,14 +257,31 @@ fn finish(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
 /// with a reset: on another CPU while they were parsed, or before there was a state that could have been told.
 #[inline(always)]
 pub fn leave(sk: Sock, state: &mut SockState, element: u32) {
-    let left_to_this_call = state.leave();
-    if state.flags & (SOCK_OPAQUE | SOCK_UNIX) != 0 || !is_open(state) {
-        return;
+    let Some(scratch) = working(element) else { return };
+    leave_with(sk, state, scratch);
+    if state.flags & SOCK_UNIX == 0 && !state.is_at_work() && sk.state() == TCP_CLOSE {
+        finish_open(sk, state, scratch);
     }
-    if left_to_this_call || sk.state() == TCP_CLOSE {
-        if let Some(scratch) = working(element) {
-            finish(sk, state, scratch);
-        }
+}
+
+/// The last to leave a connection that has ended finishes what is open on it: still inside where it can be told that it
+/// is the last, so that no call begins meanwhile.
+#[inline(always)]
+fn leave_with(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
+    let is_last = state.is_last();
+    if is_last {
+        finish_open(sk, state, scratch);
+    }
+    if state.leave() && !is_last {
+        finish_open(sk, state, scratch);
+    }
+}
+
+/// verifier: a function of its own, since it is called from several places of each program.
+#[inline(never)]
+fn finish_open(sk: Sock, state: &mut SockState, scratch: *mut Scratch) {
+    if state.flags & SOCK_OPAQUE == 0 && is_open(state) {
+        finish(sk, state, scratch);
     }
 }
 
@@ -277,8 +291,8 @@ fn is_open(state: &SockState) -> bool {
     state.exchange.state & EX_OPEN != 0 || state.queued != 0
 }
 
-/// A TCP socket is taken down. What is still open on it, no change of state has ended: one hook came while the other was
-/// at work on another CPU.
+/// A TCP socket is taken down. What is still open on it, no change of state has ended: its hook was left out, or came before
+/// there was a state to be told.
 #[inline(always)]
 pub fn on_destroy(sk: Sock) {
     let state = access::state(sk);
@@ -297,7 +311,7 @@ pub fn on_destroy(sk: Sock) {
             worker::received(&known.exchange, known.exchange.class, thread, true);
         }
     }
-    if known.flags & SOCK_OPAQUE != 0 || !is_open(known) {
+    if known.flags & SOCK_OPAQUE != 0 || !is_open(known) || known.is_at_work() {
         return;
     }
     let scratch = borrow_scratch();

@@ -468,8 +468,8 @@ pub fn overdue(state: &mut SockState, scratch: *mut Scratch) {
 global! {
     /// verifier: a global function, so that its loop is walked once.
     pub fn finish_each(state: *mut SockState, scratch: *mut Scratch; point: u32) else { 0 } {
-        // SAFETY: whole objects.
-        let (known, working) = unsafe { (&mut *state, &mut *scratch) };
+        // SAFETY: a whole object.
+        let known = unsafe { &mut *state };
         let requests = framing_of_requests(known);
         if known.exchange.state & EX_HEAD != 0 {
             known.exchange.request_bytes = requests;
@@ -487,7 +487,6 @@ global! {
                 break;
             }
         }
-        let _ = working;
         1
     }
 }

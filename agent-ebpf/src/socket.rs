@@ -238,8 +238,9 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
     let known = unsafe { &mut *state };
     if len == 0 {
         if direction == RX {
-            known.enter();
-            end_of_stream(sk, known, socket_family, hook.slot);
+            if known.enter() {
+                end_of_stream(sk, known, socket_family, hook.slot);
+            }
             connection::leave(sk, known, hook.slot);
         }
         return;
@@ -269,18 +270,19 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
     call.slot = hook.slot as u8;
     identify(sk, call, socket_family, direction);
     locate(sk, call, socket_family, known.cookie);
-    if socket_family == AF_UNIX {
-        // The position was moved past this call above.
-        let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
-        number_unix(sk, call, first, known.flags & SOCK_LATE != 0);
-    } else {
-        number(sk, call, &mut known.position, (len as u32).wrapping_add(hook.later));
-        if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
-            lose(known, scratch);
+    if known.enter() {
+        if socket_family == AF_UNIX {
+            // The position was moved past this call above.
+            let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
+            number_unix(sk, call, first, known.flags & SOCK_LATE != 0);
+        } else {
+            number(sk, call, &mut known.position, (len as u32).wrapping_add(hook.later));
+            if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
+                lose(known, scratch);
+            }
         }
+        proceed(sk, state, scratch, len as u32, flags, direction);
     }
-    known.enter();
-    proceed(sk, state, scratch, len as u32, flags, direction);
     connection::leave(sk, known, hook.slot);
 }
 
@@ -351,8 +353,9 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     if socket_family != AF_UNIX {
         seen::is_missing(call, &mut new.seen, len);
     }
-    new.enter();
-    proceed(sk, state, scratch, len, flags, direction);
+    if new.enter() {
+        proceed(sk, state, scratch, len, flags, direction);
+    }
     connection::leave(sk, new, hook.slot);
 }
 

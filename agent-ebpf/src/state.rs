@@ -101,32 +101,58 @@ pub struct SockState {
 const ENDED: u64 = 1 << 63;
 
 /// A call's hook and the end of its connection may meet: the peer resets on one CPU while the bytes it answers are still
-/// being parsed on another. Whoever comes last of the two finishes what is open, and only that one.
+/// being parsed on another. Both enter and leave; whoever is the last to leave finishes what is open, and only that one.
 impl SockState {
-    /// A call begins its work on this state.
+    /// A call begins its work on this state. False: the connection has ended, and somebody is about to finish what is open on
+    /// it; the call is to leave it alone. It leaves in either case.
     #[inline(always)]
-    pub fn enter(&mut self) {
-        atomic::fetch_add(&mut self.calls, 1);
+    #[must_use]
+    pub fn enter(&mut self) -> bool {
+        let before = atomic::fetch_add(&mut self.calls, 1);
+        before & ENDED == 0 || before == ENDED
     }
 
-    /// The call is done. True: the connection has ended meanwhile, and the finish was left to this call.
+    /// The connection has ended: whoever says so enters.
+    #[inline(always)]
+    pub fn ends(&mut self) {
+        let ended = if self.load() & ENDED == 0 { ENDED } else { 0 };
+        atomic::fetch_add(&mut self.calls, ended + 1);
+    }
+
+    /// True: nobody else is at work, and the connection has ended: what is open is to be finished before the caller leaves.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.load() == ENDED + 1
+    }
+
+    /// The caller is done. True: it is the last after all, and the connection has ended meanwhile.
     #[inline(always)]
     #[must_use]
     pub fn leave(&mut self) -> bool {
-        atomic::fetch_add(&mut self.calls, u64::MAX) == ENDED + 1
+        // An entry of a table may have become another socket's while a hook held it: nobody has entered that one.
+        self.is_at_work() && atomic::fetch_add(&mut self.calls, u64::MAX) == ENDED + 1
     }
 
-    /// The connection has ended. False: a call is at work, and will finish what is open.
+    /// Somebody has entered.
     #[inline(always)]
-    #[must_use]
-    pub fn ends(&mut self) -> bool {
-        atomic::fetch_or(&mut self.calls, ENDED) & !ENDED == 0
+    pub fn is_at_work(&self) -> bool {
+        self.load() & !ENDED != 0
     }
 
     /// The socket connects once more.
     #[inline(always)]
     pub fn begins_anew(&mut self) {
-        self.calls = 0;
+        if self.load() & ENDED != 0 {
+            // The highest bit, added once more, is gone.
+            atomic::fetch_add(&mut self.calls, ENDED);
+        }
+    }
+
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: a word of a live map value.
+        unsafe { core::ptr::read_volatile(&raw const self.calls) }
     }
 }
 

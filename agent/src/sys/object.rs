@@ -34,10 +34,9 @@ impl Object {
         match self {
             Self::Typed | Self::Untyped => &[],
             Self::Scalars => &[
-                "this kernel's global functions take no pointers (before Linux 5.13), so the parser looks up what it works on \
-                 at every step: a captured call costs more",
-                "this kernel cannot add to a number and tell what it was (before 5.12): a connection that is reset while a \
-                 call on it ends on another CPU may be recorded twice",
+                "the programs for kernels before Linux 5.15 look up what they work on at every step: a captured call costs more",
+                "the programs for kernels before Linux 5.15 do without atomic operations that tell what was there: a connection \
+                 that is reset while a call on it ends on another CPU may be recorded twice",
             ],
         }
     }
