@@ -333,8 +333,14 @@ fn traces_as_a_unit(place: &Place) -> Result<String> {
     let set = format!("-all,{}", names.join(","));
     let store = place.join("unit-store");
     std::fs::create_dir(&store)?;
-    let config = repository("deploy/systemd/spanwire.yaml");
-    let (agent, store) = (agent_binary()?.display().to_string(), store.display().to_string());
+    // Where another user can read it: a checkout may lie in root's own directory.
+    let config = place.write(
+        "unit.yaml",
+        &std::fs::read_to_string(repository("deploy/systemd/spanwire.yaml"))?,
+    )?;
+    let agent = place.join("unit-spanwire");
+    std::fs::copy(agent_binary()?, &agent)?;
+    let (agent, store) = (agent.display().to_string(), store.display().to_string());
     // What StateDirectory and RuntimeDirectory would have made.
     let text = format!(
         "set -eu\nip link set lo up\nmkdir -p /run/spanwire\nmount -t tmpfs -o mode=755,uid=65534 tmpfs /run/spanwire\n\
