@@ -264,7 +264,10 @@ impl Worker {
                 }
                 process_event::EXIT => self.path.discoverer.on_exit(record.pid, now_ns),
                 process_event::EXEC => {
-                    self.path.discoverer.on_exec(&Hint::from_record(record), now_ns, now_ns);
+                    let hint = Hint::from_record(record);
+                    if let Some(process) = self.path.discoverer.on_exec(&hint, now_ns, now_ns) {
+                        self.publish(hint.pid, &process);
+                    }
                 }
                 _ => {}
             }

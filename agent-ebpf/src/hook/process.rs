@@ -44,11 +44,16 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let (pid, filename): (u32, *const u8) =
         unsafe { (sk::load(task, off::task_tgid()), sk::load(bprm, off::bprm_filename())) };
     // Another program: what was known of the process holds no more.
-    forget(pid);
+    let known = forget(pid);
     let mut path = [0u8; 128];
     // SAFETY: 128 bytes of stack; the helper checks the source and ends the string.
     unsafe { bpf_probe_read_kernel_str((&raw mut path).cast(), 128, filename.cast()) };
     let _ = EXECUTED.insert(&pid, &path, 0);
+    if known {
+        // User space has been asked about it, and would take its spans for the earlier program's.
+        // SAFETY: no arguments.
+        process::ask(pid, unsafe { bpf_ktime_get_ns() }, process_event::EXEC);
+    }
     0
 }
 
@@ -77,10 +82,12 @@ pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Nothing is known of a process any more.
+/// Nothing is known of a process any more. True if something was.
 #[inline(always)]
-fn forget(pid: u32) {
-    if PROCESSES.remove(&pid).is_ok() {
+fn forget(pid: u32) -> bool {
+    let known = PROCESSES.remove(&pid).is_ok();
+    if known {
         refused::forget();
     }
+    known
 }
