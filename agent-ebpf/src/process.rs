@@ -1,5 +1,5 @@
-//! What the kernel side tells user space of processes: that one has been seen which nobody has classified, and that one
-//! has ended.
+//! What the kernel side tells user space of processes: that one has been seen which nobody has classified, that one executes
+//! another program, and that one has ended.
 
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use spanwire_common::abi::{

@@ -282,6 +282,8 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
             }
         }
         proceed(sk, state, scratch, len as u32, flags, direction);
+    } else {
+        count(KernelCounter::MissedBytes);
     }
     connection::leave(sk, known, hook.slot);
 }
@@ -355,6 +357,8 @@ fn first_call(sk: Sock, settings: &Settings, socket_family: u16, len: u32, flags
     }
     if new.enter() {
         proceed(sk, state, scratch, len, flags, direction);
+    } else {
+        count(KernelCounter::MissedBytes);
     }
     connection::leave(sk, new, hook.slot);
 }
