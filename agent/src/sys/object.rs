@@ -71,7 +71,7 @@ fn tables(connections: u32) -> [(&'static str, u32); 5] {
     ]
 }
 
-const OFFSETS: [(&str, &str, &str); 28] = [
+const OFFSETS: [(&str, &str, &str); 32] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -89,6 +89,10 @@ const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_FILE_FLAGS", "file", "f_flags"),
     ("OFF_NET_INUM", "net", "ns"),
+    ("OFF_SK_WMEM_QUEUED", "sock", "sk_wmem_queued"),
+    ("OFF_SK_SNDBUF", "sock", "sk_sndbuf"),
+    ("OFF_TP_SND_NXT", "tcp_sock", "snd_nxt"),
+    ("OFF_TP_NOTSENT_LOWAT", "tcp_sock", "notsent_lowat"),
     ("OFF_TP_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("OFF_TP_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("OFF_TP_RCV_NXT", "tcp_sock", "rcv_nxt"),
