@@ -79,6 +79,12 @@ pub fn sock(typed: *const u8) -> Sock {
     Sock(bare(typed))
 }
 
+/// The socket that sk_msg names.
+#[inline(always)]
+pub fn sock_of_message(named: *const u8) -> Sock {
+    sock(named)
+}
+
 const S_IFMT: u16 = 0o170_000;
 const S_IFSOCK: u16 = 0o140_000;
 
