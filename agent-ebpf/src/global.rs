@@ -8,7 +8,7 @@
 use crate::access::SOCKETS;
 use crate::maps::SCRATCH;
 #[cfg(feature = "scalars")]
-use crate::maps::{PipelineKey, PIPELINE, PREVIEW};
+use crate::maps::{PipelineKey, PIPELINE};
 use crate::state::Scratch;
 #[cfg(feature = "scalars")]
 use crate::state::{Call, Exchange, SockState};
@@ -78,10 +78,6 @@ pub fn working(element: u32) -> Option<*mut Scratch> {
     Some(scratch)
 }
 
-/// [`Call::socket`] of a call whose state is sk_msg's copy of one. No address of a socket.
-#[cfg(feature = "scalars")]
-pub const PREVIEWED: u64 = 1;
-
 /// What global functions work on. Its place is a number: that of the call's working memory, and above it the ordinal of the
 /// exchange that is meant.
 #[cfg(feature = "scalars")]
@@ -142,12 +138,6 @@ impl Object for SockState {
         }
         // SAFETY: non-null: a whole call.
         let socket = unsafe { &(*call).socket };
-        if *socket == PREVIEWED {
-            // SAFETY: an element of a per-CPU array.
-            return PREVIEW
-                .get_ptr_mut(0)
-                .map_or(core::ptr::null_mut(), |preview| unsafe { &raw mut (*preview).state });
-        }
         SOCKETS.get_ptr_mut(socket).unwrap_or(core::ptr::null_mut())
     }
 }

@@ -5,6 +5,8 @@
 //! is not understood whole leaves as it came.
 
 use aya_ebpf::bindings::sk_msg_md;
+#[cfg(feature = "scalars")]
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use spanwire_common::abi::{cause, context_format, flag, process_flag, setting, ProcessClass, Settings};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::context::traceparents;
@@ -142,10 +144,10 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
     if message.visible() < wanted && !message.pull(wanted) {
         return ALIEN;
     }
-    if !prepare(message, sk, known, preview, scratch, settings) {
+    let copy = copied_state(preview);
+    if copy.is_null() || !prepare(message, sk, known, copy, scratch, settings) {
         return ALIEN;
     }
-    let copy = &raw mut preview.state;
     let mut verdict = MORE;
     for _ in 0..STEPS {
         verdict = preview_step(copy, scratch);
@@ -155,12 +157,26 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
     }
     match verdict {
         DONE => {
-            decide(message, sk, known, preview, scratch);
+            decide(message, sk, known, copy, preview, scratch);
             DONE
         }
         UNFINISHED => UNFINISHED,
         _ => ALIEN,
     }
+}
+
+/// Where the copy lies: where global functions find it (`global`).
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+fn copied_state(preview: &mut Preview) -> *mut SockState {
+    &raw mut preview.state
+}
+
+/// As above.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+fn copied_state(_preview: &mut Preview) -> *mut SockState {
+    access::copied_state()
 }
 
 /// Makes the copy, and has its first bytes in view. False: nothing is known of who sends.
@@ -169,12 +185,12 @@ fn prepare(
     message: Message,
     sk: Sock,
     known: &mut SockState,
-    preview: &mut Preview,
+    copy: *mut SockState,
     scratch: *mut Scratch,
     settings: &Settings,
 ) -> bool {
-    // SAFETY: a whole object.
-    let working = unsafe { &mut *scratch };
+    // SAFETY: whole objects.
+    let (copy, working) = unsafe { (&mut *copy, &mut *scratch) };
     let call = &mut working.call;
     let socket_family = sk.family();
     call.slot = slot::MESSAGE as u8;
@@ -185,7 +201,8 @@ fn prepare(
     call.cookie = known.cookie;
     #[cfg(feature = "scalars")]
     {
-        call.socket = crate::global::PREVIEWED;
+        // SAFETY: no arguments.
+        call.socket = access::copy_of(unsafe { bpf_get_smp_processor_id() }).0 as u64;
     }
     call.traceparent_at = NOWHERE;
     call.head_bytes = 0;
@@ -200,12 +217,11 @@ fn prepare(
     // SAFETY: both are whole states.
     unsafe {
         copy_kernel(
-            (&raw mut preview.state).cast(),
+            (&raw mut *copy).cast(),
             size_of::<SockState>() as u32,
             (&raw const *known).cast(),
         );
     }
-    let copy = &mut preview.state;
     copy.flags &= !SOCK_CONNECTING;
     if !restore(copy, working, true) {
         return false;
@@ -293,8 +309,14 @@ fn place(position: u32, carry: u32, window_offset: u32) -> u32 {
 
 /// The head is whole, and known.
 #[inline(always)]
-fn decide(message: Message, sk: Sock, known: &mut SockState, preview: &mut Preview, scratch: *mut Scratch) {
-    let copy = &raw mut preview.state;
+fn decide(
+    message: Message,
+    sk: Sock,
+    known: &mut SockState,
+    copy: *mut SockState,
+    preview: &mut Preview,
+    scratch: *mut Scratch,
+) {
     let plan = plan(copy, scratch);
     if plan == PLAN_NOTHING {
         return count(KernelCounter::InjectionSkipped);
@@ -314,7 +336,8 @@ fn decide(message: Message, sk: Sock, known: &mut SockState, preview: &mut Previ
     }
     // From here on the request's context is settled: what comes after the send takes it over, whatever comes of the rest.
     settle(copy, scratch);
-    let exchange = &mut preview.state.exchange;
+    // SAFETY: a whole object.
+    let exchange = unsafe { &mut (*copy).exchange };
     let outcome = if inserts {
         write_line(exchange, &mut preview.line);
         let outcome = insert(message.0, behind - 2, &preview.line);

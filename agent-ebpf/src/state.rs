@@ -344,6 +344,7 @@ pub struct Preview {
     /// How many threads are at work in it: the program may be preempted by itself.
     pub users: u64,
     /// The socket's state as it will be when what is being sent has left.
+    #[cfg(not(feature = "scalars"))]
     pub state: SockState,
     /// What is put in.
     pub line: Line,
