@@ -9,6 +9,7 @@ mod object;
 pub mod pod;
 pub mod probe;
 pub mod ring;
+pub mod selftest;
 mod tracefs;
 mod trial;
 pub mod types;
