@@ -5,7 +5,7 @@
 //! verified once, with unknown arguments, instead of once per path that leads to it. Their loops and branches then
 //! add up instead of multiplying.
 
-use spanwire_common::abi::ProcessClass;
+use spanwire_common::abi::{text, ProcessClass};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{self, phase, step as code, Cursor, Framing};
 use spanwire_common::protocol::window::CARRY_BYTES;
@@ -20,6 +20,7 @@ use crate::global::global;
 use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
 use crate::process::{is_to_note, note_process};
+use crate::tracestate;
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
     SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
@@ -165,7 +166,12 @@ global! {
                 request_ends(state, scratch)
             }
             code::MESSAGE_END => message_answered(known, scratch),
-            code::TEXT if requests => send_text(state, scratch),
+            code::TEXT if requests => {
+                if direction == RX && working.cursor.text_what == text::TRACESTATE {
+                    tracestate::keep(state, scratch);
+                }
+                send_text(state, scratch)
+            }
             code::TEXT => 1,
             code::UPGRADED => {
                 respond(known, scratch, RESPONSE_UPGRADED);

@@ -45,6 +45,7 @@ mod seen;
 mod sk;
 mod socket;
 mod state;
+mod tracestate;
 mod unit;
 mod wire;
 mod worker;
