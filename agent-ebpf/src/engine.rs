@@ -5,7 +5,9 @@
 //! verified once, with unknown arguments, instead of once per path that leads to it. Their loops and branches then
 //! add up instead of multiplying.
 
-use spanwire_common::abi::{text, ProcessClass};
+#[cfg(not(feature = "scalars"))]
+use spanwire_common::abi::text;
+use spanwire_common::abi::ProcessClass;
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{self, phase, step as code, Cursor, Framing};
 use spanwire_common::protocol::window::CARRY_BYTES;
@@ -20,6 +22,7 @@ use crate::global::global;
 use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
 use crate::process::{is_to_note, note_process};
+#[cfg(not(feature = "scalars"))]
 use crate::tracestate;
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
@@ -167,6 +170,8 @@ global! {
             }
             code::MESSAGE_END => message_answered(known, scratch),
             code::TEXT if requests => {
+                // Left out where every step is walked with look-ups in it: the program would be too large (before 5.13).
+                #[cfg(not(feature = "scalars"))]
                 if direction == RX && working.cursor.text_what == text::TRACESTATE {
                     tracestate::keep(state, scratch);
                 }

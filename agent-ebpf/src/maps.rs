@@ -120,6 +120,7 @@ pub static TRUSTED: Array<AddressRange, { RANGES_MOST }> = Array::new();
 pub static TRACESTATES: LruHashMap<u64, TraceState, 2048> = LruHashMap::new();
 
 /// As [`blank_carry`].
+#[cfg(not(feature = "scalars"))]
 #[inline(always)]
 pub fn blank_tracestate(span_id: u64) -> *mut TraceState {
     const { assert!(size_of::<TraceState>() <= size_of::<Carry>()) };
