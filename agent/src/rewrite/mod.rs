@@ -5,10 +5,12 @@
 //! Invariant: a process gets no leave that the self-test's rows do not give to sockets like its own.
 
 pub mod modes;
+mod watch;
 
 use std::net::IpAddr;
 
 pub use self::modes::{Modes, Reason};
+pub use self::watch::Watch;
 use spanwire_common::abi::{
     self, process_flag, setting, PortValue, ProcessClass, ReturnLines, Settings, RETURN_BYTES,
 };
