@@ -1,6 +1,7 @@
 //! A thread that waits in `recv`, and what may come over it there.
 #![allow(unsafe_code, reason = "signals")]
 
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::mem::zeroed;
 use std::net::{Shutdown, TcpStream};
@@ -17,10 +18,12 @@ pub(super) struct Waiting {
     pub(super) tid: libc::pid_t,
     socket: Arc<TcpStream>,
     returned: Receiver<io::Result<usize>>,
+    /// What it has returned before it was seen to wait.
+    early: Cell<Option<io::Result<usize>>>,
 }
 
 impl Waiting {
-    /// Starts it, and comes back once it sleeps.
+    /// Starts it, and comes back once it sleeps, or has returned.
     pub(super) fn begin(socket: Arc<TcpStream>) -> io::Result<Self> {
         let (tell, told) = sync_channel(1);
         let (result, returned) = sync_channel(1);
@@ -33,11 +36,20 @@ impl Waiting {
         let tid = told
             .recv_timeout(PATIENCE)
             .map_err(|_| io::Error::other("the thread that receives does not start"))?;
-        let waiting = Self { tid, socket, returned };
+        let waiting = Self {
+            tid,
+            socket,
+            returned,
+            early: Cell::new(None),
+        };
         let deadline = Instant::now() + PATIENCE;
         // Twice: on its way there it may have slept for something else.
         let mut seen = 0;
         while seen < 2 {
+            if let Ok(result) = waiting.returned.try_recv() {
+                waiting.early.set(Some(result));
+                break;
+            }
             seen = if sleeps(tid) { seen + 1 } else { 0 };
             if Instant::now() > deadline {
                 return Err(io::Error::other("the thread that receives does not wait"));
@@ -49,6 +61,9 @@ impl Waiting {
 
     /// What `recv` has returned by then, `None` if it still waits.
     pub(super) fn result(&self, at_most: Duration) -> Option<io::Result<usize>> {
+        if let Some(result) = self.early.take() {
+            return Some(result);
+        }
         match self.returned.recv_timeout(at_most) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
