@@ -25,6 +25,7 @@ mod connection;
 mod count;
 mod emit;
 mod engine;
+mod enrol;
 mod exchange;
 mod global;
 #[cfg(feature = "untyped")]
@@ -33,12 +34,13 @@ mod hook;
 mod ids;
 mod lines;
 mod maps;
-#[allow(dead_code, reason = "its caller comes with the next commit")]
 mod message;
 mod offsets;
 mod opaque;
 mod process;
 mod refused;
+mod response;
+mod rewrite;
 mod seen;
 mod sk;
 mod socket;

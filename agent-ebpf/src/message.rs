@@ -25,7 +25,7 @@ const LEAST: u32 = 8;
 pub struct Line {
     pub words: [u64; LINE_BYTES / 8],
     /// verifier: what is read behind the last word stays inside.
-    pub spill: [u64; 32],
+    pub spill: [u64; 64],
     pub len: u32,
     pub reserved: u32,
 }
@@ -268,7 +268,7 @@ fn bound_at(at: u32) -> u64 {
 /// Less than 1,024, the same.
 #[inline(always)]
 fn bound_len(len: u32) -> u32 {
-    const { assert!(LINE_BYTES + 256 >= 640 + 8) };
+    const { assert!(size_of::<Line>() >= 1023 + 8) };
     let mut len = u64::from(len);
     // SAFETY: register arithmetic only.
     unsafe { core::arch::asm!("{0} &= 1023", inout(reg) len) };

@@ -5,11 +5,14 @@
 //! state along; that of a unix socket is not, so each look at its state compares the inode number of the socket, and the
 //! sweep (`gone.rs`) removes what is left.
 
+use aya_ebpf::bindings::bpf_sock_ops;
 use aya_ebpf::btf_maps::HashMap;
 #[cfg(feature = "scalars")]
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 #[cfg(not(feature = "scalars"))]
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+#[cfg(feature = "scalars")]
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_map;
 use spanwire_common::drop::KernelCounter;
@@ -18,7 +21,7 @@ use crate::count::{cost, count};
 use crate::maps::BLANK;
 use crate::offsets as off;
 use crate::sk::{Sock, AF_UNIX};
-use crate::state::{Call, SockState, EX_OPEN, RX, SOCK_UNIX};
+use crate::state::{Call, SockState, EX_OPEN, REWRITE_RETURNS, RX, SOCK_UNIX};
 
 /// State of stream sockets, TCP and unix, by the address of the `struct sock`. The kernel side makes entries, and deletes
 /// them as the module's note says.
@@ -31,6 +34,26 @@ pub static SOCKETS: HashMap<u64, SockState, 32768> = HashMap::new();
 pub static OLD_SOCKETS: HashMap<u64, u64, 16384> = HashMap::new();
 
 const NEW_ONLY: u64 = 1;
+
+/// Keys of SOCKETS below this are no addresses: copies of states that sk_msg works on, one for each CPU (`rewrite`).
+#[cfg(feature = "scalars")]
+pub const COPIES: u64 = 1 << 16;
+
+/// This CPU's copy; null if there is no room.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+pub fn copied_state() -> *mut SockState {
+    // SAFETY: no arguments; the program cannot change its CPU.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    make_state(copy_of(cpu))
+}
+
+/// What stands for the socket of such a copy.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+pub fn copy_of(cpu: u32) -> Sock {
+    Sock((u64::from(cpu & 0xfff) + 1) as *const u8)
+}
 
 /// Loads a field. A load that faults yields zero.
 ///
@@ -77,6 +100,12 @@ pub fn bare(typed: *const u8) -> *const u8 {
 #[inline(always)]
 pub fn sock(typed: *const u8) -> Sock {
     Sock(bare(typed))
+}
+
+/// The socket that sk_msg names.
+#[inline(always)]
+pub fn sock_of_message(named: *const u8) -> Sock {
+    sock(named)
 }
 
 const S_IFMT: u16 = 0o170_000;
@@ -128,6 +157,12 @@ pub fn cookie(sk: Sock, family: u16) -> u64 {
     // SAFETY: no arguments.
     let (high, low) = unsafe { (bpf_get_prandom_u32(), bpf_get_prandom_u32()) };
     u64::from(high) << 32 | u64::from(low | 1)
+}
+
+/// That number, in a callback of sockops.
+#[inline(always)]
+pub fn cookie_of_callback(_ops: *mut bpf_sock_ops) -> u64 {
+    cookie(Sock(core::ptr::null()), 0)
 }
 
 /// From a unix socket's address and inode number; 0 while it has none (not accepted yet, or closed).
@@ -237,7 +272,11 @@ pub fn make_state(sk: Sock) -> *mut SockState {
 /// on it returned) is not its own.
 #[inline(always)]
 pub fn begins(sk: Sock) {
-    ends(sk);
+    let state = state(sk);
+    // SAFETY: null, or a whole state. sockops comes before the change of state: what it has made is the new socket's.
+    if !state.is_null() && unsafe { (*state).rewrite } & REWRITE_RETURNS == 0 {
+        ends(sk);
+    }
 }
 
 /// A TCP socket ends, and its state with it.

@@ -27,7 +27,7 @@ const fn text() -> Line {
     }
     Line {
         words,
-        spill: [0; 32],
+        spill: [0; 64],
         len: LINE.len() as u32,
         reserved: 0,
     }

@@ -146,7 +146,13 @@ impl Loader<'_> {
         let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(aya::VerifierLogLevel::STATS);
+        // For whoever changes the programs: every instruction the verifier walks, in what `--log debug` shows of a refusal.
+        let is_verbose = std::env::var_os("SPANWIRE_VERIFIER_LOG").is_some();
+        loader.verifier_log_level(if is_verbose {
+            aya::VerifierLogLevel::VERBOSE | aya::VerifierLogLevel::STATS
+        } else {
+            aya::VerifierLogLevel::STATS
+        });
         loader.btf(Some(&self.types.aya));
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);
