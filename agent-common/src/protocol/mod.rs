@@ -9,5 +9,6 @@ pub mod context;
 pub mod http1;
 pub mod number;
 pub mod swar;
+pub mod traceparent;
 pub mod tracestate;
 pub mod window;
