@@ -1,12 +1,17 @@
 //! Whose requests are rewritten, and where to: the configuration's `propagate` section in the form the kernel side decides
 //! by. What a message's head allows is decided there (`agent-ebpf/src/rewrite.rs`).
 
+pub mod modes;
+
 use std::net::IpAddr;
 
+pub use self::modes::{Modes, Reason};
 use spanwire_common::abi::{self, process_flag, PortValue, ProcessClass, Settings};
 
 use crate::config::{AddressRange, Capture, Config, ProcessFacts, ProcessMasks, SelectorRules, Switch};
 use crate::sys::rewrite::Reach;
+
+
 
 /// Ports of protocols that HTTP never shares them with: TLS, and those in which the server speaks first. (IANA's names:
 /// ftp, ssh, telnet, smtp, domain, pop3, imap, https, smtps, submission, ldaps, domain-s, ftps, imaps, pop3s, ms-sql-s, oracle,
