@@ -11,8 +11,6 @@ use spanwire_common::abi::{self, process_flag, PortValue, ProcessClass, Settings
 use crate::config::{AddressRange, Capture, Config, ProcessFacts, ProcessMasks, SelectorRules, Switch};
 use crate::sys::rewrite::Reach;
 
-
-
 /// Ports of protocols that HTTP never shares them with: TLS, and those in which the server speaks first. (IANA's names:
 /// ftp, ssh, telnet, smtp, domain, pop3, imap, https, smtps, submission, ldaps, domain-s, ftps, imaps, pop3s, ms-sql-s, oracle,
 /// zookeeper, mysql, ms-wbt-server, postgresql, amqps, amqp, vnc, redis, kubernetes' API, irc, https-alt, kafka, memcache,

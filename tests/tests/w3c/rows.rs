@@ -83,6 +83,7 @@ fn traceparents() -> Vec<Row> {
                 "traceparent: 00-11111111111111111111111111111111-2222222222222222-01",
             ],
         ),
+        new("a broken one, three calls", &["traceparent: 00-$ids"]).calls(3),
         new("two traceparents, one of them broken", &["traceparent: 00-$ids", VALID]),
         new("trace-parent", &["trace-parent: 00-$ids-01"]),
         new("trace.parent", &["trace.parent: 00-$ids-01"]),
@@ -265,6 +266,11 @@ fn states() -> Vec<Row> {
         kept(
             "a key of 256 characters",
             &[&format!("tracestate: foo=1,{}=1", "z".repeat(256))],
+            &format!("foo=1,{}=1", "z".repeat(256)),
+        ),
+        kept(
+            "a key of 256 characters in a line of its own",
+            &["tracestate: foo=1", &format!("tracestate: {}=1", "z".repeat(256))],
             &format!("foo=1,{}=1", "z".repeat(256)),
         ),
         kept(
