@@ -187,6 +187,10 @@ pub mod flag {
     pub const METHOD_CUT: u32 = 1 << 22;
     /// The request was the last the agent could pair: pipelined deeper than it keeps.
     pub const PIPELINED: u32 = 1 << 23;
+    /// The request left with a traceparent that was put in: this trace id, this span id.
+    pub const INJECTED: u32 = 1 << 24;
+    /// The request left with the application's own traceparent, in which this span's id has taken the parent's place.
+    pub const CORRECTED: u32 = 1 << 25;
 }
 
 /// One exchange: a request with its response, or what became of it. Timestamps are CLOCK_MONOTONIC nanoseconds
@@ -531,6 +535,10 @@ pub mod process_flag {
     pub const SERVES: u8 = 2;
     /// A thread rule contradicted itself: thread causes are not to be used, for good.
     pub const DEMOTED: u8 = 4;
+    /// Its requests may be rewritten: the first of each new connection.
+    pub const REWRITES: u8 = 8;
+    /// ... and those that follow it on a socket that does not block.
+    pub const REWRITES_ALL: u8 = 16;
 }
 
 /// Value of the map PROCESSES (key: thread group id, u32).
@@ -546,6 +554,10 @@ pub struct ProcessValue {
     pub include: u32,
     /// Exclude items whose process part matches.
     pub exclude: u32,
+    /// The same of `propagate.include` ...
+    pub propagate_include: u32,
+    /// ... and of `propagate.exclude`.
+    pub propagate_exclude: u32,
     /// [`ProcessClass`].
     pub class: u8,
     /// Bits of [`process_flag`].
@@ -564,6 +576,27 @@ pub struct PortValue {
     pub include: u32,
     /// Exclude items that name this port.
     pub exclude: u32,
+    /// The same of `propagate.include` ...
+    pub propagate_include: u32,
+    /// ... and of `propagate.exclude`.
+    pub propagate_exclude: u32,
+}
+
+/// How many ranges of addresses requests may be rewritten to.
+pub const DESTINATIONS_MOST: usize = 64;
+
+/// Element of the map DESTINATIONS. An address is 16 bytes in network order, as two words in memory order; one of IPv4 is the
+/// mapped one (`::ffff:a.b.c.d`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct AddressRange {
+    /// The range's first address.
+    pub address: [u64; 2],
+    /// The bits of it that count.
+    pub mask: [u64; 2],
+    /// 1: in use. Elements behind one that is not in use are not looked at.
+    pub used: u64,
 }
 
 /// A listed header name, in lower case and zero-filled: compared eight bytes at a time.
@@ -595,6 +628,8 @@ pub mod setting {
     pub const USER_AGENT_TEXT: u32 = 8;
     /// Every unix socket that was there before the agent bears a mark. Until then any of them may be one.
     pub const OLD_SOCKETS_MARKED: u32 = 16;
+    /// Requests are rewritten.
+    pub const REWRITE: u32 = 32;
 }
 
 /// How many user-agent prefixes the kernel side compares.
@@ -615,6 +650,10 @@ pub struct Settings {
     pub include_any_port: u32,
     /// Exclude items that name no port.
     pub exclude_any_port: u32,
+    /// The same of `propagate.include` ...
+    pub propagate_include_any_port: u32,
+    /// ... and of `propagate.exclude`.
+    pub propagate_exclude_any_port: u32,
     /// The agent's own thread group id.
     pub own_pid: u32,
     /// The API's port, 0 if it does not listen: connections to it are the agent's own.
@@ -642,6 +681,6 @@ const _: () = {
     assert!(size_of::<ProcessRecord>() == 208);
     assert!(size_of::<WireValue>() == 40);
     assert!(size_of::<OpaqueTurn>() == 176);
-    assert!(size_of::<ProcessValue>() == 16);
-    assert!(size_of::<Settings>() == 40 + KEPT_HEADERS * 40 + 64);
+    assert!(size_of::<ProcessValue>() == 24);
+    assert!(size_of::<Settings>() == 48 + KEPT_HEADERS * 40 + 64);
 };

@@ -68,6 +68,24 @@ reasons! {
         /// Bytes passed that no hook saw: the socket's open exchange ended as out of step, and it is joined again after
         /// its next whole response.
         MissedBytes = 21 => ("note", "missed_bytes"),
+        /// A request left with a trace context that was put in or corrected.
+        Injected = 22 => ("injections", "ok"),
+        /// A request of a socket that is enrolled was left as it is, by rule.
+        InjectionSkipped = 23 => ("injections", "skipped"),
+        /// The kernel failed at it, and the request left as it was.
+        InjectionFailed = 29 => ("injections", "failed"),
+        /// ... and it is not certain that it did.
+        InjectionDoubtful = 30 => ("note", "injection_doubtful"),
+        /// A socket was enrolled.
+        Enrolled = 31 => ("note", "enrolled"),
+        /// A socket could not be enrolled.
+        EnrolFailed = 32 => ("note", "enrol_failed"),
+        /// A socket was removed again before it was closed.
+        Removed = 33 => ("note", "enrolment_ended"),
+        /// An enrolled socket had no room for a longer request at that moment.
+        NoRoom = 34 => ("note", "injection_no_room"),
+        /// A thread was preempted while it looked at a message, and another one's was not looked at.
+        MessageBusy = 35 => ("note", "injection_busy"),
         /// A user buffer was read.
         UserReads = 24 => ("cost", "user_reads"),
         /// A clock was read.
@@ -82,7 +100,7 @@ reasons! {
 }
 
 /// Elements of the per-CPU array COUNTERS.
-pub const KERNEL_COUNTERS: usize = 32;
+pub const KERNEL_COUNTERS: usize = 64;
 
 reasons! {
     /// Why user space lost an exchange before it became a span: `spanwire_dropped_total{stage,reason}`.

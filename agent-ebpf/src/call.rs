@@ -18,6 +18,9 @@ const GATHER: u32 = 8;
 /// The most pieces one skip passes over.
 const SKIP: u32 = 64;
 
+/// [`Call::readable`]: the bytes are a message's, in kernel memory.
+pub const READABLE_MESSAGE: u32 = 2;
+
 /// What the registers say about the call's buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Buffer {
@@ -173,7 +176,11 @@ global! {
             // SAFETY: `at` is at most CARRY + FILL, `bytes` at most FILL: `spill` follows the window for the sum.
             let read = unsafe {
                 let to = (&raw mut scratch.window).cast::<u8>().add(at as usize);
-                read_user(to, bytes, scratch.call.base)
+                if scratch.call.readable == READABLE_MESSAGE {
+                    copy_kernel(to, bytes, scratch.call.base as *const u8)
+                } else {
+                    read_user(to, bytes, scratch.call.base)
+                }
             };
             if !read {
                 count(KernelCounter::UnreadableBuffer);

@@ -17,7 +17,7 @@ use crate::state::{
     SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
 use crate::worker::{self, is_nginx};
-use crate::{access, arch, engine, opaque, unit};
+use crate::{access, arch, engine, enrol, opaque, unit};
 
 /// TCP states (include/net/tcp_states.h).
 const TCP_SYN_SENT: i32 = 2;
@@ -350,6 +350,9 @@ fn connect_begins(sk: Sock, call: &mut Call) {
     state.begins_anew();
     state.position = [0; 2];
     state.seen = [0; 2];
+    state.rewrite = enrol::wanted(call, settings);
+    state.asks = 0;
+    state.inserted = 0;
     let exchange = &mut state.exchange;
     exchange.request_first_ns = now(call);
     exchange.pid = (call.pid_tgid >> 32) as u32;

@@ -44,7 +44,7 @@ pub fn framing(state: &mut SockState, direction: u32) -> &mut Framing {
 /// True if the call's direction carries requests on this socket. Before the role is known, it is a request that is
 /// looked for.
 #[inline(always)]
-fn carries_requests(state: &SockState, direction: u32) -> bool {
+pub fn carries_requests(state: &SockState, direction: u32) -> bool {
     match state.role {
         ROLE_SERVER => direction == RX,
         ROLE_CLIENT => direction == TX,
@@ -63,7 +63,7 @@ fn oldest(state: &mut SockState) -> *mut crate::state::Exchange {
     }
     let key = PipelineKey {
         cookie: state.cookie,
-        ordinal: u64::from(state.oldest_ordinal),
+        ordinal: u64::from(state.oldest_ordinal()),
     };
     cost(KernelCounter::MapOperations);
     PIPELINE.get_ptr_mut(&key).unwrap_or(core::ptr::null_mut())
@@ -91,11 +91,10 @@ fn respond(state: &mut SockState, scratch: *mut Scratch, point: u32) -> bool {
 fn forget_oldest(state: &mut SockState) {
     let key = PipelineKey {
         cookie: state.cookie,
-        ordinal: u64::from(state.oldest_ordinal),
+        ordinal: u64::from(state.oldest_ordinal()),
     };
     let _ = PIPELINE.remove(&key);
     state.queued -= 1;
-    state.oldest_ordinal = state.oldest_ordinal.wrapping_add(1);
 }
 
 global! {
@@ -268,8 +267,19 @@ fn out_of_step(state: &mut SockState, scratch: *mut Scratch, reason: u32) {
 /// Moves the partial line to the front and copies the call's next bytes behind it.
 #[inline(always)]
 fn refill(state: *mut SockState, scratch: *mut Scratch) -> u32 {
-    // SAFETY: whole objects.
-    let (known, working) = unsafe { (&mut *state, &mut *scratch) };
+    // SAFETY: a whole object.
+    let known = unsafe { &mut *state };
+    if !move_on(known, scratch) {
+        return unreadable(known, scratch);
+    }
+    load(known, scratch)
+}
+
+/// Moves the partial line to the front, and passes over what need not be read. False if it does not reach that far.
+#[inline(always)]
+pub fn move_on(known: &mut SockState, scratch: *mut Scratch) -> bool {
+    // SAFETY: a whole object.
+    let working = unsafe { &mut *scratch };
     let direction = working.call.direction;
     let carry = bound_carry(framing(known, direction).carry);
     let start = bound_position(working.cursor.line_start);
@@ -281,25 +291,32 @@ fn refill(state: *mut SockState, scratch: *mut Scratch) -> u32 {
     let passed = working.call.unread.wrapping_sub(working.cursor.beyond);
     working.call.window_offset = working.call.length.wrapping_sub(working.cursor.beyond as u32);
     working.call.carry = carry;
-    if passed != 0 && skip(scratch, passed) == 0 {
-        return unreadable(known, scratch);
-    }
-    load(known, scratch)
+    passed == 0 || skip(scratch, passed) != 0
 }
 
 /// Copies the call's next bytes into the window behind the carry.
 #[inline(always)]
 fn load(state: &mut SockState, scratch: *mut Scratch) -> u32 {
+    if bring(state, scratch) {
+        1
+    } else {
+        unreadable(state, scratch)
+    }
+}
+
+/// As [`load`]; false if bytes are wanted where none can be read.
+#[inline(always)]
+pub fn bring(state: &mut SockState, scratch: *mut Scratch) -> bool {
     // SAFETY: a whole object.
     let working = unsafe { &mut *scratch };
     let direction = working.call.direction;
     working.cursor.end = working.call.carry;
     let added = if working.call.readable != 0 { fill(scratch) } else { 0 };
     if added == 0 && working.call.unread != 0 && needs_bytes(framing(state, direction)) {
-        return unreadable(state, scratch);
+        return false;
     }
     working.cursor.filled(framing(state, direction), added);
-    1
+    true
 }
 
 /// Bytes are wanted where none can be read: the socket cannot be followed any further.
@@ -310,7 +327,7 @@ fn unreadable(state: &mut SockState, scratch: *mut Scratch) -> u32 {
 }
 
 #[inline(always)]
-fn needs_bytes(f: &Framing) -> bool {
+pub fn needs_bytes(f: &Framing) -> bool {
     f.phase <= phase::TRAILERS
 }
 
@@ -343,9 +360,9 @@ fn save(state: &mut SockState, working: &mut Scratch) {
     }
 }
 
-/// Fetches what `save` kept; false if it is gone.
+/// Fetches what `save` kept; false if it is gone. `keep`: somebody else will want it.
 #[inline(always)]
-fn restore(state: &mut SockState, working: &mut Scratch) -> bool {
+pub fn restore(state: &mut SockState, working: &mut Scratch, keep: bool) -> bool {
     let direction = working.call.direction;
     let carry = bound_carry(framing(state, direction).carry);
     working.call.carry = carry;
@@ -360,7 +377,9 @@ fn restore(state: &mut SockState, working: &mut Scratch) -> bool {
     let Some(kept) = CARRY.get_ptr(&key) else { return false };
     // SAFETY: a live map value; the window is larger than a Carry.
     unsafe { copy_kernel((&raw mut working.window).cast(), carry, kept.cast()) };
-    let _ = CARRY.remove(&key);
+    if !keep {
+        let _ = CARRY.remove(&key);
+    }
     true
 }
 
@@ -392,7 +411,7 @@ pub fn run(state: *mut SockState, scratch: *mut Scratch) {
     if known.flags & SOCK_LATE != 0 && !joins(known, working.call.direction) {
         return;
     }
-    if !restore(known, working) {
+    if !restore(known, working, false) {
         out_of_step(known, scratch, code::OPAQUE_FRAMING);
         return;
     }

@@ -13,10 +13,10 @@ use crate::count::{cost, count};
 use crate::global::global;
 use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS};
 use crate::state::{
-    Call, Exchange, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
+    Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
     ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, ids, unit, wire};
+use crate::{emit, ids, rewrite, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -153,35 +153,14 @@ global! {
         let call = &mut scratch.call;
         let provisional = call.class == ProcessClass::Unclassified as u8;
         call.class = class_or_name(u32::from(call.class)) as u8;
-        if state.role == ROLE_UNKNOWN {
-            state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
-        }
-        let first_ns = now(call);
-        let exchange = &mut state.exchange;
-        let inherited = state.flags & SOCK_INHERITED != 0;
-        clear(exchange, inherited);
-        state.flags &= !SOCK_INHERITED;
-        exchange.request_first_ns = first_ns;
-        exchange.span_id = random_id(call.slot);
-        exchange.pid = (call.pid_tgid >> 32) as u32;
-        exchange.tid = call.pid_tgid as u32;
-        exchange.ordinal = state.next_ordinal;
-        state.next_ordinal = state.next_ordinal.wrapping_add(1);
-        exchange.state = EX_OPEN;
-        exchange.side = state.role;
-        exchange.class = call.class;
+        begin(state, call);
         if provisional {
-            exchange.flags |= flag::UNCLASSIFIED;
+            state.exchange.flags |= flag::UNCLASSIFIED;
         }
-        if call.process_flags & process_flag::SERVES != 0 {
-            exchange.flags |= flag::PROCESS_SERVES;
+        if state.asks & ASKS_PREPARED != 0 {
+            rewrite::take_span_id(state);
         }
-        if call.process_flags & process_flag::DEMOTED != 0 {
-            exchange.flags |= flag::DEMOTED;
-        }
-        if state.flags & (SOCK_LATE | SOCK_JOINED) != 0 {
-            exchange.flags |= flag::LATE_JOIN;
-        }
+        let exchange = &mut state.exchange;
         if call.has_key != 0 {
             let offset = scratch
                 .cursor
@@ -192,6 +171,37 @@ global! {
             exchange.flags |= flag::WIRE_KEY;
         }
         BEGINS
+    }
+}
+
+/// What an exchange is from its first byte on.
+#[inline(always)]
+pub fn begin(state: &mut SockState, call: &mut Call) {
+    if state.role == ROLE_UNKNOWN {
+        state.role = if call.direction == RX { ROLE_SERVER } else { ROLE_CLIENT };
+    }
+    let first_ns = now(call);
+    let exchange = &mut state.exchange;
+    let inherited = state.flags & SOCK_INHERITED != 0;
+    clear(exchange, inherited);
+    state.flags &= !SOCK_INHERITED;
+    exchange.request_first_ns = first_ns;
+    exchange.span_id = random_id(call.slot);
+    exchange.pid = (call.pid_tgid >> 32) as u32;
+    exchange.tid = call.pid_tgid as u32;
+    exchange.ordinal = state.next_ordinal;
+    state.next_ordinal = state.next_ordinal.wrapping_add(1);
+    exchange.state = EX_OPEN;
+    exchange.side = state.role;
+    exchange.class = call.class;
+    if call.process_flags & process_flag::SERVES != 0 {
+        exchange.flags |= flag::PROCESS_SERVES;
+    }
+    if call.process_flags & process_flag::DEMOTED != 0 {
+        exchange.flags |= flag::DEMOTED;
+    }
+    if state.flags & (SOCK_LATE | SOCK_JOINED) != 0 {
+        exchange.flags |= flag::LATE_JOIN;
     }
 }
 
@@ -208,9 +218,12 @@ fn clear(exchange: &mut Exchange, inherited: bool) {
     clear_request(&mut exchange.request);
     if inherited {
         exchange.flags &= flag::CAUSE_BLOCKING | flag::CAUSE_COMPLETE | flag::AMBIGUOUS;
-        exchange.request.tenant = tenant;
-        exchange.request.context_flags = context_flags;
+        // The parser empties the request once more at its first line: what came along waits where nothing is counted yet, for
+        // `unit::attribute`.
+        exchange.request_bytes = tenant;
+        exchange.inherited_context = context_flags;
     } else {
+        exchange.inherited_context = 0;
         exchange.flags = 0;
         exchange.cause = 0;
         exchange.related_span_id = 0;
@@ -256,9 +269,6 @@ fn queue(state: &mut SockState, cookie: u64) -> bool {
             (&raw const state.exchange).cast(),
         );
     }
-    if state.queued == 0 {
-        state.oldest_ordinal = state.exchange.ordinal;
-    }
     state.queued += 1;
     true
 }
@@ -297,8 +307,12 @@ global! {
             ensure_trace(exchange, call.slot);
             opens(exchange, call);
         } else {
-            caused(exchange, call);
-            ensure_trace(exchange, call.slot);
+            let prepared = state.asks & ASKS_PREPARED != 0;
+            state.asks &= !ASKS_PREPARED;
+            if !(prepared && rewrite::take(exchange, state.cookie)) {
+                caused(exchange, call);
+                ensure_trace(exchange, call.slot);
+            }
             wire::leave(exchange);
         }
         seal_flags(exchange);
@@ -306,14 +320,14 @@ global! {
     }
 }
 
-const CONTEXT_SAMPLED: u8 = 1;
-const CONTEXT_RANDOM: u8 = 2;
-const CONTEXT_DECIDED: u8 = 4;
-const CONTEXT_INVALID: u8 = 8;
+pub const CONTEXT_SAMPLED: u8 = 1;
+pub const CONTEXT_RANDOM: u8 = 2;
+pub const CONTEXT_DECIDED: u8 = 4;
+pub const CONTEXT_INVALID: u8 = 8;
 
 /// A trace id of its own for an exchange that took over none; its lower 56 bits are random (W3C Level 2).
 #[inline(always)]
-fn ensure_trace(exchange: &mut Exchange, slot: u8) {
+pub fn ensure_trace(exchange: &mut Exchange, slot: u8) {
     if exchange.flags & (flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE | flag::ADOPTED_HEADER) != 0 {
         return;
     }

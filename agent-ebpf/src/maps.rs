@@ -1,13 +1,15 @@
 //! Every map but those of the sockets' own state (`access`): what it holds, who writes it, who deletes from it. Sizes here
 //! are defaults; the loader may change those of RINGS and its inner rings.
 
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::macros::btf_map;
-use spanwire_common::abi::{generation, OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue};
+use spanwire_common::abi::{
+    generation, AddressRange, OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue, DESTINATIONS_MOST,
+};
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
 
-use crate::state::{Exchange, Inbound, InboundKey, Scratch, Unit};
+use crate::state::{Exchange, Inbound, InboundKey, Prepared, Preview, Scratch, Unit};
 
 /// What may change while the agent runs. Written by user space.
 #[btf_map]
@@ -90,6 +92,28 @@ pub static WIRES: LruHashMap<u64, WireValue, 65536> = LruHashMap::new();
 #[btf_map]
 pub static INBOUND: LruHashMap<InboundKey, Inbound, 16384> = LruHashMap::new();
 
+/// Sockets whose messages sk_msg sees, by the cookie in their state. Written by sockops, which also deletes what is to be left
+/// alone; user space deletes all when rewriting ends. The kernel forgets a socket that is closed.
+#[btf_map]
+pub static ENROLLED: SockHash<u64, 65536> = SockHash::new();
+
+/// Cookie -> the context of the request that is being sent, from sk_msg for the send's hook, which deletes it.
+#[btf_map]
+pub static PREPARED: LruHashMap<u64, Prepared, 4096> = LruHashMap::new();
+
+/// Working memory of sk_msg.
+#[btf_map]
+pub static PREVIEW: PerCpuArray<Preview, 1> = PerCpuArray::new();
+
+/// Where to requests may be rewritten. Written by user space; ends with an element without a mask.
+#[btf_map]
+pub static DESTINATIONS: Array<AddressRange, { DESTINATIONS_MOST }> = Array::new();
+
+/// Ports of the other end whose connections are left alone: TLS, and protocols in which the server speaks first. Written by user
+/// space.
+#[btf_map]
+pub static SPARED_PORTS: HashMap<u32, u32, 128> = HashMap::new();
+
 /// Opaque calls under way by cookie; user space's sweep ends those that have gone quiet.
 #[btf_map]
 pub static OPAQUE_TURNS: LruHashMap<u64, OpaqueTurn, 2048> = LruHashMap::new();
@@ -112,11 +136,11 @@ pub static SEQUENCES: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// States of this CPU's generators of ids (xorshift128+) by [`slot`], seeded from the kernel's.
 #[btf_map]
-pub static GENERATORS: PerCpuArray<[u64; 2], 8> = PerCpuArray::new();
+pub static GENERATORS: PerCpuArray<[u64; 2], 10> = PerCpuArray::new();
 
 /// Working memory: an element for each program that can be entered while another runs on the same CPU ([`slot`]).
 #[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 9> = PerCpuArray::new();
+pub static SCRATCH: PerCpuArray<Scratch, 10> = PerCpuArray::new();
 
 /// A text record while it is put together, by [`slot`].
 #[btf_map]
@@ -143,6 +167,8 @@ pub mod slot {
     /// inet_sock_set_state in a softirq that came while it ran in a thread, before 6.2.
     pub const STATE_NESTED: u32 = 7;
     pub const SWEEP: u32 = 8;
+    /// sk_msg: preempted by itself, it does nothing (`rewrite`).
+    pub const MESSAGE: u32 = 9;
 }
 
 /// One ring per CPU (one shared ring collapses with two producers). The loader fills it.

@@ -37,6 +37,10 @@ offsets! {
     OFF_SOCKET_SK, socket_sk;
     OFF_FILE_FLAGS, file_flags;
     OFF_NET_INUM, net_inum;
+    OFF_SK_WMEM_QUEUED, sk_wmem_queued;
+    OFF_SK_SNDBUF, sk_sndbuf;
+    OFF_TP_SND_NXT, tp_snd_nxt;
+    OFF_TP_NOTSENT_LOWAT, tp_notsent_lowat;
     OFF_TP_WRITE_SEQ, tp_write_seq;
     OFF_TP_COPIED_SEQ, tp_copied_seq;
     OFF_TP_RCV_NXT, tp_rcv_nxt;

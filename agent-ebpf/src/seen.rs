@@ -33,9 +33,10 @@ pub fn is_left_out(sk: Sock, len: u32, direction: u32) -> bool {
         return true;
     }
     // SAFETY: non-null: a whole state.
-    let seen = unsafe { (*state).seen[(direction & 1) as usize] };
+    let (seen, inserted) = unsafe { ((*state).seen[(direction & 1) as usize], (*state).inserted) };
+    let inserted = if direction == TX { u32::from(inserted) } else { 0 };
     // A FIN that came with the last bytes counts as one.
-    let behind = passed(sk, direction).wrapping_sub(seen);
+    let behind = passed(sk, direction).wrapping_sub(seen).wrapping_sub(inserted);
     seen == 0 || behind == len || behind == len.wrapping_add(1)
 }
 
@@ -53,7 +54,7 @@ pub fn is_unasked(sk: Sock, state: &SockState, direction: u32) -> bool {
 
 /// The sequence number behind the last byte that has passed in `direction`.
 #[inline(always)]
-fn passed(sk: Sock, direction: u32) -> u32 {
+pub fn passed(sk: Sock, direction: u32) -> u32 {
     sk.tcp().map_or(0, |tcp| {
         if direction == TX {
             tcp.write_seq()

@@ -170,6 +170,25 @@ impl Tcp {
         unsafe { load(self.0, off::tp_copied_seq()) }
     }
 
+    /// A send of `need` bytes, all it takes included, would not have to wait (`__sk_stream_memory_free`,
+    /// `tcp_stream_memory_free`).
+    #[inline(always)]
+    pub fn has_room(self, need: u32) -> bool {
+        // SAFETY: sock.sk_wmem_queued, sock.sk_sndbuf, tcp_sock.snd_nxt, tcp_sock.notsent_lowat.
+        let (queued, limit, next, lowat): (i32, i32, u32, u32) = unsafe {
+            (
+                load(self.0, off::sk_wmem_queued()),
+                load(self.0, off::sk_sndbuf()),
+                load(self.0, off::tp_snd_nxt()),
+                load(self.0, off::tp_notsent_lowat()),
+            )
+        };
+        let waiting = self.write_seq().wrapping_sub(next);
+        let fits = i64::from(queued) + i64::from(need) <= i64::from(limit);
+        // 0: the namespace's own limit, which is none unless somebody set it.
+        fits && (lowat == 0 || u64::from(waiting) + u64::from(need) < u64::from(lowat))
+    }
+
     /// Sequence numbers of the first byte of either direction: (received, sent). They never change, so each end can name
     /// the other's stream by them. The sent one is exact for a socket that was accepted; one that connected has counted
     /// its SYN as a byte, and its number is one less.

@@ -15,7 +15,7 @@ use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{access, before, connection, engine, opaque, refused, seen, wire, worker};
+use crate::{access, before, connection, engine, opaque, refused, rewrite, seen, wire, worker};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -107,6 +107,7 @@ pub fn identify(sk: Sock, call: &mut Call, socket_family: u16, direction: u32) {
     call.window_offset = 0;
     call.has_key = 0;
     call.blocking = 0;
+    call.inserted = 0;
     call.class = 0;
     call.process_flags = 0;
     call.local_port = sk.local_port();
@@ -245,13 +246,17 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         }
         return;
     }
+    let mut inserted = 0;
     if known.flags & SOCK_UNIX != 0 {
         let position = &mut known.position[(direction & 1) as usize];
         *position = position.wrapping_add(len as u32);
     } else {
+        if known.inserted != 0 && direction == TX {
+            inserted = rewrite::inserted(sk, known, len as u32);
+        }
         let seen = &mut known.seen[(direction & 1) as usize];
         if *seen != 0 {
-            *seen = seen.wrapping_add(len as u32);
+            *seen = seen.wrapping_add(len as u32).wrapping_add(inserted);
         }
     }
     if known.flags & SOCK_OPAQUE != 0 {
@@ -276,8 +281,10 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
             let first = known.position[(direction & 1) as usize].wrapping_sub(len as u32);
             number_unix(sk, call, first, known.flags & SOCK_LATE != 0);
         } else {
-            number(sk, call, &mut known.position, (len as u32).wrapping_add(hook.later));
-            if seen::is_missing(call, &mut known.seen, len as u32) || seen::is_unasked(sk, known, direction) {
+            call.inserted = inserted;
+            let moved = (len as u32).wrapping_add(inserted);
+            number(sk, call, &mut known.position, moved.wrapping_add(hook.later));
+            if seen::is_missing(call, &mut known.seen, moved) || seen::is_unasked(sk, known, direction) {
                 lose(known, scratch);
             }
         }

@@ -4,6 +4,7 @@ use spanwire_common::protocol::http1::{Cursor, Framing, Request};
 use spanwire_common::protocol::window::Window;
 
 use crate::atomic;
+use crate::message::Line;
 
 /// Which way the bytes of a call go.
 pub const RX: u32 = 0;
@@ -30,6 +31,20 @@ pub const SOCK_CONNECTING: u8 = 32;
 pub const SOCK_INHERITED: u8 = 64;
 /// Speaks TLS.
 pub const SOCK_TLS: u8 = 128;
+
+/// Bits of [`SockState::rewrite`]: to be enrolled once it is established.
+pub const REWRITE_WANTED: u8 = 1;
+/// It may stay enrolled behind its first request.
+pub const REWRITE_PERSISTENT: u8 = 2;
+/// Its messages are seen on their way out.
+pub const REWRITE_ENROLLED: u8 = 4;
+/// Never again.
+pub const REWRITE_NEVER: u8 = 8;
+
+/// Bits of [`SockState::asks`]: to be removed as soon as may be.
+pub const ASKS_TO_LEAVE: u8 = 1;
+/// The request that is being sent has its context in PREPARED.
+pub const ASKS_PREPARED: u8 = 2;
 
 /// Bits of [`Exchange::state`].
 pub const EX_OPEN: u8 = 1;
@@ -66,7 +81,9 @@ pub struct Exchange {
     pub cause: u8,
     pub side: u8,
     pub class: u8,
-    pub reserved: [u8; 2],
+    /// Context flags of the request for which it was connected.
+    pub inherited_context: u8,
+    pub reserved: u8,
     pub request: Request,
 }
 
@@ -84,8 +101,12 @@ pub struct SockState {
     pub swept: u32,
     /// Ordinal of the next request.
     pub next_ordinal: u32,
-    /// Ordinal of the oldest exchange that waits for its response.
-    pub oldest_ordinal: u32,
+    /// Bits of `REWRITE_*`, as the programs see it that enrol the socket and remove it.
+    pub rewrite: u8,
+    /// Bits of `ASKS_*`: what the program that sees its messages asks of the others.
+    pub asks: u8,
+    /// Bytes put into the message that is being sent.
+    pub inserted: u16,
     pub cookie: u64,
     /// How many calls are at work on this state, on whichever CPU, and whether the connection has ended: see
     /// [`SockState::enter`].
@@ -103,6 +124,12 @@ const ENDED: u64 = 1 << 63;
 /// A call's hook and the end of its connection may meet: the peer resets on one CPU while the bytes it answers are still
 /// being parsed on another. Both enter and leave; whoever is the last to leave finishes what is open, and only that one.
 impl SockState {
+    /// Ordinal of the oldest exchange that waits for its response.
+    #[inline(always)]
+    pub fn oldest_ordinal(&self) -> u32 {
+        self.exchange.ordinal.wrapping_sub(u32::from(self.queued))
+    }
+
     /// A call begins its work on this state. False: the connection has ended, and somebody is about to finish what is open on
     /// it; the call is to leave it alone. It leaves in either case.
     #[inline(always)]
@@ -256,6 +283,14 @@ pub struct Call {
     pub length: u32,
     /// 1: a program is at work in this element. Kept by the one that can be interrupted by itself only.
     pub busy: u32,
+    /// Bytes that sk_msg has put into what the call sends, behind the first head in it.
+    pub inserted: u32,
+    /// sk_msg: where in the message the value of a traceparent lies, [`NOWHERE`] if it does not.
+    pub traceparent_at: u32,
+    /// sk_msg: bytes of the head but for its last line.
+    pub head_bytes: u32,
+    /// sk_msg: a tracestate came with the head.
+    pub tracestate: u32,
     pub family: u8,
     pub blocking: u8,
     pub class: u8,
@@ -282,6 +317,37 @@ impl Call {
         #[cfg(not(feature = "untyped"))]
         0
     }
+}
+
+/// [`Call::traceparent_at`]: not in this message.
+pub const NOWHERE: u32 = u32::MAX;
+
+/// What sk_msg has decided of a request before it leaves: value of PREPARED.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Prepared {
+    pub trace_id: [u64; 2],
+    pub span_id: u64,
+    pub related_span_id: u64,
+    pub related_trace_id: [u64; 2],
+    pub tenant: u64,
+    pub flags: u32,
+    pub ordinal: u32,
+    pub cause: u8,
+    pub context_flags: u8,
+    pub reserved: [u8; 6],
+}
+
+/// Per-CPU working memory of sk_msg, beside a [`Scratch`].
+#[repr(C)]
+pub struct Preview {
+    /// How many threads are at work in it: the program may be preempted by itself.
+    pub users: u64,
+    /// The socket's state as it will be when what is being sent has left.
+    #[cfg(not(feature = "scalars"))]
+    pub state: SockState,
+    /// What is put in.
+    pub line: Line,
 }
 
 /// Per-CPU working memory of one hook.

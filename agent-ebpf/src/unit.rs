@@ -196,10 +196,18 @@ pub fn attribute(exchange: &mut Exchange, call: &Call) {
     exchange.side = ROLE_CLIENT;
     let process = (call.pid_tgid >> 32) as u32;
     let has_context = exchange.request.context_format == context_format::W3C;
+    let inherited_tenant = core::mem::take(&mut exchange.request_bytes);
     if has_context && forwarded(exchange, process) {
         return;
     }
-    if exchange.cause == cause::NONE {
+    if exchange.cause != cause::NONE {
+        if exchange.request.tenant == 0 {
+            exchange.request.tenant = inherited_tenant;
+        }
+        if !has_context {
+            exchange.request.context_flags |= exchange.inherited_context;
+        }
+    } else {
         let Some(unit) = current(call.pid_tgid) else { return };
         take(exchange, &unit, process);
         if is_nginx(exchange.class) {

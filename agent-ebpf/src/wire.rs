@@ -91,8 +91,9 @@ pub fn meet(exchange: &mut Exchange) -> bool {
     false
 }
 
-/// Key of the message whose first byte is `offset` bytes into the call. `sent`: this end sent it.
+/// Key of the message whose first byte is `offset` bytes into the call. What was put into the call lies in its first head.
 #[inline(always)]
 pub fn key(call: &Call, offset: u32) -> u64 {
-    u64::from(call.seq.wrapping_add(offset)) << 32 | u64::from(call.ack)
+    let inserted = if offset == 0 { 0 } else { call.inserted };
+    u64::from(call.seq.wrapping_add(offset).wrapping_add(inserted)) << 32 | u64::from(call.ack)
 }

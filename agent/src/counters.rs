@@ -46,14 +46,6 @@ pub struct ExporterCounters {
     pub dropped: Cell,
 }
 
-/// `spanwire_injections_total{result}`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InjectionResult {
-    Ok,
-    Skipped,
-    Failed,
-}
-
 /// Exchanges given up to keep `limits`, beside the reasons of [`UserDrop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitDrop {
@@ -105,11 +97,10 @@ const KINDS: [SpanKind; 4] = [
     SpanKind::Consumer,
 ];
 const SOURCES: usize = ParentSource::ALL.len();
-const INJECTION_RESULTS: [&str; 3] = ["ok", "skipped", "failed"];
 const RELOAD_RESULTS: [&str; 2] = ["ok", "failed"];
 
 /// The process-wide registry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// Totals of the kernel's per-CPU counters, by `KernelCounter`.
     kernel: [Cell; KERNEL_COUNTERS],
@@ -122,12 +113,29 @@ pub struct Counters {
     /// By `LimitDrop`.
     limit_drops: [Cell; LimitDrop::ALL.len()],
     joined_sockets: Cell,
-    injections: [Cell; INJECTION_RESULTS.len()],
     reloads: [Cell; RELOAD_RESULTS.len()],
     union: [Cell; 4],
     exporters: Mutex<BTreeMap<String, Arc<ExporterCounters>>>,
     queues: Mutex<BTreeMap<String, Arc<Cell>>>,
     hooks: Mutex<BTreeMap<String, bool>>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            kernel: std::array::from_fn(|_| Cell::default()),
+            provisional: Default::default(),
+            spans: Default::default(),
+            user_drops: Default::default(),
+            limit_drops: Default::default(),
+            joined_sockets: Cell::default(),
+            reloads: Default::default(),
+            union: Default::default(),
+            exporters: Mutex::default(),
+            queues: Mutex::default(),
+            hooks: Mutex::default(),
+        }
+    }
 }
 
 impl Counters {
@@ -138,6 +146,7 @@ impl Counters {
     pub fn new() -> Self {
         Self::default()
     }
+
 
     /// Takes the kernel side's totals (summed over the CPUs), indexed by `KernelCounter`. Words past the end of either
     /// side are ignored.
@@ -202,11 +211,6 @@ impl Counters {
     /// Takes the number of sockets older than the agent that were joined at a proven boundary.
     pub fn set_joined_sockets(&self, total: u64) {
         self.joined_sockets.set(total);
-    }
-
-    /// Header injections.
-    pub fn injections(&self, result: InjectionResult, count: u64) {
-        self.injections[result as usize].add(count);
     }
 
     /// The configuration was read again.
@@ -334,11 +338,9 @@ impl Counters {
         }
         page.counter(
             "spanwire_injections_total",
-            "Trace headers written into requests or responses.",
+            "Messages of enrolled sockets: trace context written, left alone by rule, or failed at.",
         );
-        for (result, cell) in INJECTION_RESULTS.iter().zip(&self.injections) {
-            page.sample(&[("result", result)], cell.value());
-        }
+        self.render_kernel(page, "injections", "result");
     }
 
     fn render_state(&self, page: &mut text::Page) {

@@ -21,6 +21,7 @@ pub mod doctor;
 pub mod enrich;
 pub mod export;
 pub mod pipeline;
+pub mod rewrite;
 pub mod route;
 pub mod run;
 pub mod sample;

@@ -37,6 +37,7 @@ use crate::discover::addresses::NodeAddresses;
 use crate::discover::{Discoverer, Hint};
 use crate::enrich::{ClockOffset, Enricher};
 use crate::export::ExporterHandle;
+use crate::rewrite;
 use crate::route::Router;
 use crate::sample::Sampler;
 use crate::span::{Settled, SpanBatch, TraceAlias, TraceId};
@@ -89,6 +90,8 @@ pub struct DataPath {
     pub rings: Rings,
     /// What is captured.
     pub rules: Arc<SelectorRules>,
+    /// What is rewritten.
+    pub rewrite: rewrite::Policy,
     /// Stage: assemble.
     pub assembler: Assembler,
     /// What a process is.
@@ -142,6 +145,7 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
             "every unix socket is joined late, at its first whole response: {error}"
         ));
     }
+    worker.begin_rewriting();
     for refusal in worker.path.kernel.refusals() {
         tracing::info!(refusal, "hooks not used");
         worker.degradations.push(format!("hooks not used: {refusal}"));
@@ -215,6 +219,18 @@ impl Worker {
             lag_ns: 0,
             told: (false, CpuStage::Within),
             gave_back_ns: 0,
+        }
+    }
+
+    /// Rewrites requests, if that is asked for. Nothing else depends on it.
+    fn begin_rewriting(&mut self) {
+        if !self.path.rewrite.is_on() {
+            return;
+        }
+        let reach = self.path.rewrite.reach();
+        if let Err(error) = self.path.kernel.begin_rewriting(&reach) {
+            tracing::debug!(?error, "rewriting, in the verifier's own words");
+            self.degrade(format!("requests leave without trace context: {error}"));
         }
     }
 

@@ -23,6 +23,7 @@ use crate::doctor;
 use crate::enrich::{self, Enricher};
 use crate::export::{self, ExporterSettings, Exporters, Protocol, Tuning};
 use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
+use crate::rewrite;
 use crate::sample::Sampler;
 use crate::store::{QueueBounds, Retention, Store};
 use crate::sys::kernel::{self, Kernel};
@@ -81,10 +82,15 @@ pub fn run(config: &Config) -> Result<()> {
         api_port: servers.api,
         health_port: servers.health,
     };
-    for (port, value) in rules.ports() {
+    let rewrite = rewrite::Policy::new(config);
+    let mut ports = rules.ports();
+    rewrite.add_ports(&mut ports);
+    for (port, value) in ports {
         kernel.set_port(port, value)?;
     }
-    kernel.set_settings(config.settings(&rules, facts))?;
+    let mut settings = config.settings(&rules, facts);
+    rewrite.add_settings(&mut settings);
+    kernel.set_settings(settings)?;
     let masks = Masks::default();
     let addresses = NodeAddresses::new(ProcRoot::default());
     let sinks = Sinks {
@@ -95,6 +101,7 @@ pub fn run(config: &Config) -> Result<()> {
         kernel,
         rings: Rings::new(rings),
         rules: Arc::clone(&rules),
+        rewrite,
         assembler: Assembler::new(assemble_options(config, &rules, &masks, &addresses)),
         addresses,
         discoverer: Discoverer::new(ProcRoot::default(), discover::Limits::default()),

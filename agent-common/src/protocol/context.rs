@@ -40,6 +40,12 @@ pub struct Pending {
     datadog_flags: u8,
 }
 
+/// Traceparent lines seen in the head so far: 0, 1, or 2 for more.
+#[inline(always)]
+pub fn traceparents(r: &Request) -> u8 {
+    r.pending.traceparents
+}
+
 /// Whether `format` counts beside what was found; what a lesser format gave is forgotten.
 #[inline(always)]
 fn admit(r: &mut Request, format: u8) -> bool {

@@ -9,4 +9,5 @@ pub mod context;
 pub mod http1;
 pub mod number;
 pub mod swar;
+pub mod traceparent;
 pub mod window;

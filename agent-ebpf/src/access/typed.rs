@@ -45,6 +45,12 @@ pub fn sock(typed: *const u8) -> Sock {
     Sock(typed)
 }
 
+/// The socket that sk_msg names, as a pointer of the kernel's own type; null if it is no TCP socket.
+#[inline(always)]
+pub fn sock_of_message(named: *const u8) -> Sock {
+    Sock(tcp_sock(Sock(named)))
+}
+
 /// The socket as a `struct tcp_sock *`, null if it is none.
 #[inline(always)]
 pub fn tcp_sock(sk: Sock) -> *const u8 {

@@ -10,6 +10,8 @@ use aya_ebpf::btf_maps::HashMap;
 use aya_ebpf::helpers::generated::bpf_get_current_task;
 #[cfg(not(feature = "scalars"))]
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
+#[cfg(feature = "scalars")]
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_probe_read_kernel};
 use aya_ebpf::macros::btf_map;
 use spanwire_common::drop::KernelCounter;
@@ -31,6 +33,26 @@ pub static SOCKETS: HashMap<u64, SockState, 32768> = HashMap::new();
 pub static OLD_SOCKETS: HashMap<u64, u64, 16384> = HashMap::new();
 
 const NEW_ONLY: u64 = 1;
+
+/// Keys of SOCKETS below this are no addresses: copies of states that sk_msg works on, one for each CPU (`rewrite`).
+#[cfg(feature = "scalars")]
+pub const COPIES: u64 = 1 << 16;
+
+/// This CPU's copy; null if there is no room.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+pub fn copied_state() -> *mut SockState {
+    // SAFETY: no arguments; the program cannot change its CPU.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    make_state(copy_of(cpu))
+}
+
+/// What stands for the socket of such a copy.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+pub fn copy_of(cpu: u32) -> Sock {
+    Sock((u64::from(cpu & 0xfff) + 1) as *const u8)
+}
 
 /// Loads a field. A load that faults yields zero.
 ///
@@ -77,6 +99,12 @@ pub fn bare(typed: *const u8) -> *const u8 {
 #[inline(always)]
 pub fn sock(typed: *const u8) -> Sock {
     Sock(bare(typed))
+}
+
+/// The socket that sk_msg names.
+#[inline(always)]
+pub fn sock_of_message(named: *const u8) -> Sock {
+    sock(named)
 }
 
 const S_IFMT: u16 = 0o170_000;

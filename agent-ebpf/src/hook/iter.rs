@@ -103,6 +103,10 @@ pub unsafe extern "C" fn sweep_sockets(ctx: *const u8) -> i32 {
     }
     // SAFETY: a key of SOCKETS: a socket's address.
     let sk = Sock(unsafe { *key.cast::<*const u8>() });
+    #[cfg(feature = "scalars")]
+    if (sk.0 as u64) < access::COPIES {
+        return 0;
+    }
     if access::is_closed(sk) {
         gone::sweep(sk);
     } else {

@@ -6,6 +6,7 @@ pub mod iter;
 #[cfg(feature = "untyped")]
 pub mod kprobe;
 pub mod process;
+pub mod rewrite;
 #[cfg(not(feature = "untyped"))]
 pub mod sock;
 #[cfg(any(not(feature = "untyped"), feature = "scalars"))]

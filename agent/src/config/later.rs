@@ -1,10 +1,8 @@
 //! Keys of capabilities that are not built yet: accepted where they switch nothing on, refused by name where they
 //! would.
 
-use super::model::LocalRanges;
-use super::parse::selectors;
 use super::reader::{Field, Reader, Section};
-use super::value::{AddressRange, HeaderName};
+use super::value::HeaderName;
 
 /// A capability of contract.md that is not there yet.
 #[derive(Clone, Copy)]
@@ -30,22 +28,6 @@ impl Later {
             self.as_str()
         )
     }
-}
-
-pub(super) fn propagate(reader: &mut Reader, mut section: Section<'_>, local: &mut LocalRanges) {
-    auto_or_false(reader, &mut section, "propagating context in headers");
-    if let Some(field) = section.take(reader, "include") {
-        refuse_unless_empty(reader, &field, Later::Rewriting, "propagating context in headers");
-    }
-    if let Some(field) = section.take(reader, "exclude") {
-        selectors(reader, &field, true);
-    }
-    if let Some(field) = section.take(reader, "destinations") {
-        let items = field.items(reader).unwrap_or_default();
-        let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
-        local.0 = items.iter().filter_map(range).collect();
-    }
-    section.finish(reader);
 }
 
 pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>) {

@@ -18,6 +18,7 @@ mod later;
 mod model;
 mod parse;
 mod problem;
+mod propagate;
 mod reader;
 mod rules;
 mod selectors;
@@ -33,7 +34,7 @@ pub use self::flags::Flags;
 pub use self::glob::Glob;
 pub use self::model::{
     Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Limits, LocalRanges, PathDetail,
-    Retention, Store, Tenant,
+    Propagate, Retention, Store, Switch, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};
 pub use self::rules::{ProcessMasks, RequestFacts, Rule, RunFacts, SelectorRules, SELECTORS_MAX};

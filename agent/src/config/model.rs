@@ -12,6 +12,7 @@ use super::value::{AddressRange, HeaderName, Secret};
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
     pub capture: Capture,
+    pub propagate: Propagate,
     /// `propagate.destinations`: what counts as inside; also decides `root` against `unknown (remote)`.
     pub local_ranges: LocalRanges,
     pub exporters: Vec<Exporter>,
@@ -51,6 +52,27 @@ impl Default for Capture {
             opaque: true,
         }
     }
+}
+
+/// Whether something is done, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Switch {
+    /// Wherever this node's self-test found it to be without harm.
+    #[default]
+    Auto,
+    /// Also where `auto` leaves it out.
+    On,
+    Off,
+}
+
+/// Trace context in the headers of requests that leave.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Propagate {
+    pub enabled: Switch,
+    /// Processes; none: every captured one.
+    pub include: Vec<Selector>,
+    /// Wins over `include`.
+    pub exclude: Vec<Selector>,
 }
 
 /// How much of a request's path a span carries.

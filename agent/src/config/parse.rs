@@ -5,7 +5,8 @@ use std::time::Duration;
 use spanwire_common::abi::KEPT_HEADERS;
 
 use super::export::exporters;
-use super::later::{ingress, propagate, refuse_unless_empty, sampling, Later};
+use super::later::{ingress, refuse_unless_empty, sampling, Later};
+use super::propagate::propagate;
 use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Store, Tenant};
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
@@ -35,7 +36,7 @@ pub(super) fn document(reader: &mut Reader, root: &Node) -> FromFile {
         capture(reader, below, &mut config.capture);
     }
     if let Some(below) = section.section(reader, "propagate") {
-        propagate(reader, below, &mut config.local_ranges);
+        propagate(reader, below, &mut config.propagate, &mut config.local_ranges);
     }
     if let Some(below) = section.section(reader, "ingress") {
         ingress(reader, below);

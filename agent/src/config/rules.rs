@@ -129,6 +129,7 @@ impl SelectorRules {
         let value = |port| PortValue {
             include: mask(&self.include, named(port)),
             exclude: mask(&self.exclude, named(port)),
+            ..PortValue::default()
         };
         ports.into_iter().map(|port| (port, value(port))).collect()
     }

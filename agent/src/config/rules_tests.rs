@@ -63,8 +63,20 @@ fn both_parts_of_one_item_must_hold() {
     assert_eq!(
         rules.ports(),
         [
-            (80, PortValue { include: 1, exclude: 0 }),
-            (99, PortValue { include: 0, exclude: 1 })
+            (
+                80,
+                PortValue {
+                    include: 1,
+                    ..PortValue::default()
+                }
+            ),
+            (
+                99,
+                PortValue {
+                    exclude: 1,
+                    ..PortValue::default()
+                }
+            )
         ]
     );
     assert_eq!((rules.include_any_port(), rules.exclude_any_port()), (2, 0));

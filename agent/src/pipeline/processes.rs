@@ -40,13 +40,18 @@ impl Worker {
         }
         // Whoever sends on a connection may be captured from now on.
         self.unmet.meet_everybody();
-        let masks = self.path.rules.process_masks(&facts(process));
+        let facts = facts(process);
+        let masks = self.path.rules.process_masks(&facts);
+        let propagate = self.path.rewrite.masks(&facts);
         let captured = self.path.rules.may_capture(masks);
         let verdict = process.verdict();
         let value = ProcessValue {
             include: masks.include,
             exclude: masks.exclude,
+            propagate_include: propagate.include,
+            propagate_exclude: propagate.exclude,
             class: verdict.class as u8,
+            flags: self.path.rewrite.flags(verdict.class),
             ..ProcessValue::default()
         };
         if let Err(error) = self.tell_kernel(pid, value) {

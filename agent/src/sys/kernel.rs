@@ -229,7 +229,7 @@ impl Kernel {
         self.set_settings(settings)
     }
 
-    fn settings(&mut self) -> Result<abi::Settings, KernelError> {
+    pub(super) fn settings(&mut self) -> Result<abi::Settings, KernelError> {
         let map = self.map("SETTINGS")?;
         let array = Array::<_, pod::Settings>::try_from(map).map_err(named("SETTINGS"))?;
         Ok(array.get(&0, 0).map_err(named("SETTINGS"))?.0)
@@ -284,6 +284,7 @@ impl Kernel {
 
     /// Detaches every hook. Records already written stay in the rings.
     pub fn detach(&mut self) {
+        self.end_rewriting();
         let links = std::mem::take(&mut self.links);
         if !links.is_empty() {
             // The kernel waits for each of them, one after the other, until no CPU runs it any more: two seconds where
@@ -451,7 +452,11 @@ impl Kernel {
         Some(wire.0)
     }
 
-    fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.loaded.ebpf
+    }
+
+    pub(super) fn map(&mut self, name: &'static str) -> Result<&mut Map, KernelError> {
         self.loaded.ebpf.map_mut(name).ok_or(KernelError::Missing(name))
     }
 }

@@ -8,6 +8,7 @@ pub mod memory;
 mod object;
 pub mod pod;
 pub mod probe;
+pub mod rewrite;
 pub mod ring;
 mod tracefs;
 mod trial;

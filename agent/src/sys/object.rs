@@ -71,7 +71,7 @@ fn tables(connections: u32) -> [(&'static str, u32); 5] {
     ]
 }
 
-const OFFSETS: [(&str, &str, &str); 28] = [
+const OFFSETS: [(&str, &str, &str); 32] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -89,6 +89,10 @@ const OFFSETS: [(&str, &str, &str); 28] = [
     ("OFF_SOCKET_SK", "socket", "sk"),
     ("OFF_FILE_FLAGS", "file", "f_flags"),
     ("OFF_NET_INUM", "net", "ns"),
+    ("OFF_SK_WMEM_QUEUED", "sock", "sk_wmem_queued"),
+    ("OFF_SK_SNDBUF", "sock", "sk_sndbuf"),
+    ("OFF_TP_SND_NXT", "tcp_sock", "snd_nxt"),
+    ("OFF_TP_NOTSENT_LOWAT", "tcp_sock", "notsent_lowat"),
     ("OFF_TP_WRITE_SEQ", "tcp_sock", "write_seq"),
     ("OFF_TP_COPIED_SEQ", "tcp_sock", "copied_seq"),
     ("OFF_TP_RCV_NXT", "tcp_sock", "rcv_nxt"),
@@ -133,7 +137,13 @@ impl Loader<'_> {
         let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(aya::VerifierLogLevel::STATS);
+        // For whoever changes the programs: every instruction the verifier walks, in what `--log debug` shows of a refusal.
+        let is_verbose = std::env::var_os("SPANWIRE_VERIFIER_LOG").is_some();
+        loader.verifier_log_level(if is_verbose {
+            aya::VerifierLogLevel::VERBOSE | aya::VerifierLogLevel::STATS
+        } else {
+            aya::VerifierLogLevel::STATS
+        });
         loader.btf(Some(&self.types.aya));
         for (global, offset) in &offsets {
             loader.override_global(global, offset, true);

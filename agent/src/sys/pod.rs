@@ -30,6 +30,8 @@ pod! {
     CallKey(abi::CallKey);
     /// Value of CALLS.
     CallUnderWay(abi::CallUnderWay);
+    /// Value of DESTINATIONS.
+    AddressRange(abi::AddressRange);
     /// Value of OPAQUE_TURNS.
     OpaqueTurn(abi::OpaqueTurn);
 }

@@ -11,7 +11,7 @@ use super::super::window::Window;
 use super::framing::{cut, flag, give_up, line_done, phase, step, Cursor, Framing};
 pub use super::header::locate_value;
 use super::header::{self, Name};
-use super::request::{Method, Request};
+use super::request::{signed, Method, Request};
 use crate::abi::{setting, text, Settings, KEPT_HEADERS, KEPT_VALUE_BYTES, TEXT_BYTES};
 
 /// Headers whose values are looked at: [`Cursor::field`].
@@ -25,6 +25,8 @@ enum Field {
     UserAgent,
     Traceparent,
     Tracestate,
+    Authorization,
+    Signature,
     B3,
     Jaeger,
     Xray,
@@ -57,6 +59,8 @@ fn field(n: Name, w: &Window) -> Field {
     const JAEGER: u64 = key(*b"uber-tra");
     const XRAY: u64 = key(*b"x-amzn-t");
     const DATADOG: u64 = key(*b"x-datado");
+    const SIGNATURE: u64 = key(*b"signatur");
+    const AUTHORIZATION: u64 = key(*b"authoriz");
     let (found, is) = match n.key {
         HOST => (Field::Host, true),
         B3 => (Field::B3, true),
@@ -71,6 +75,8 @@ fn field(n: Name, w: &Window) -> Field {
         B3_FLAGS => (Field::B3Flags, n.len == 10 && n.has(w, 2, *b"b3-flags")),
         JAEGER => (Field::Jaeger, n.len == 13 && n.has(w, 5, *b"trace-id")),
         XRAY => (Field::Xray, n.len == 15 && n.has(w, 7, *b"trace-id")),
+        SIGNATURE => (Field::Signature, n.len == 9 || (n.len == 15 && n.has(w, 7, *b"re-input"))),
+        AUTHORIZATION => (Field::Authorization, n.len == 13 && n.has(w, 5, *b"rization")),
         DATADOG => return datadog_field(n, w),
         _ => (Field::None, true),
     };
@@ -171,7 +177,7 @@ pub fn field_value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
         line_done(f, c)
     } else if field <= Field::TransferEncoding as u8 {
         step::FRAMING_VALUE
-    } else if field <= Field::Tracestate as u8 {
+    } else if field <= Field::Signature as u8 {
         step::VALUE
     } else if field == Field::Xray as u8 {
         step::XRAY_VALUE
@@ -220,6 +226,11 @@ pub fn value(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &S
         }
     } else if c.field == Field::Tracestate as u8 {
         what = text::TRACESTATE;
+    } else if c.field == Field::Signature as u8 {
+        r.signed |= signed::MESSAGE;
+    } else if c.field == Field::Authorization as u8 {
+        let is_aws4 = w.load8(from) & swar::keep(5) == swar::word(*b"AWS4-\0\0\0");
+        r.signed |= signed::AWS4 * is_aws4 as u8;
     } else {
         // No traceparent is as long as a line that was cut: show it as empty, which none is.
         context::traceparent(r, w, from, if c.cut == cut::LONG { from } else { to });

@@ -174,6 +174,10 @@ pub struct Cursor {
     pub field: u8,
     /// Its place in the configuration's list, `KEPT_HEADERS` if it is not listed.
     pub listed: u8,
+    /// Whole lines passed in this call.
+    pub lines: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What of a line is in hand: [`Cursor::cut`].
@@ -480,6 +484,7 @@ pub(super) fn line_done(f: &mut Framing, c: &mut Cursor) -> u32 {
         f.flags |= flag::SKIP;
     } else {
         c.scan = next;
+        c.lines += 1;
     }
     c.pass = 0;
     c.hold = 0;
@@ -547,4 +552,4 @@ fn hex_prefix(word: u64, count: u32) -> u64 {
     number::pack_hex(digits).swap_bytes() as u64 >> ((8 - count) * 4)
 }
 
-const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 72);
+const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 80);

@@ -41,6 +41,14 @@ pub enum Method {
     Query = 10,
 }
 
+/// Bits of [`Request::signed`].
+pub mod signed {
+    /// HTTP Message Signatures (RFC 9421): `signature` or `signature-input`.
+    pub const MESSAGE: u8 = 1;
+    /// `authorization: AWS4-...`: the headers that its SignedHeaders name must arrive as they are.
+    pub const AWS4: u8 = 2;
+}
+
 /// Words of a path.
 pub const PATH_WORDS: usize = PATH_BYTES / 8;
 
@@ -73,8 +81,10 @@ pub struct Request {
     pub context_format: u8,
     /// Bits of [`flag`](super::super::context::flag).
     pub context_flags: u8,
+    /// Bits of [`signed`]: whether the head is signed.
+    pub signed: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 6],
     /// Scratch while the head comes in.
     pub pending: Pending,
     /// The target's path without query and fragment, zero-filled to a whole word: `/..`, `*`, or nothing (CONNECT, or a
@@ -97,7 +107,8 @@ impl Default for Request {
             otlp: 0,
             context_format: 0,
             context_flags: 0,
-            reserved: [0; 7],
+            signed: 0,
+            reserved: [0; 6],
             pending: Pending::default(),
             path: [0; PATH_WORDS],
         }
@@ -333,6 +344,7 @@ fn reset(r: &mut Request, method: u8) {
     r.user_agent_excluded = 0;
     r.path_cut = 0;
     r.otlp = 0;
+    r.signed = 0;
 }
 
 /// Keeps the path of the target in `from..to`.

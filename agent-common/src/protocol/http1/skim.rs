@@ -39,7 +39,14 @@ const fn initial(byte: u8) -> u32 {
 }
 
 /// Beginnings of the names that [`super::fields`] knows.
-const INITIALS: u32 = initial(b'b') | initial(b'c') | initial(b'h') | initial(b't') | initial(b'u') | initial(b'x');
+const INITIALS: u32 = initial(b'a')
+    | initial(b'b')
+    | initial(b'c')
+    | initial(b'h')
+    | initial(b's')
+    | initial(b't')
+    | initial(b'u')
+    | initial(b'x');
 
 /// Fills in what [`skim_request`] needs of the names and prefixes in `settings`: without it, lines that are asked for
 /// would be passed over.
@@ -70,6 +77,8 @@ fn asked_of_request(key: u64, start: u32, w: &Window, s: &Settings) -> bool {
         b't' => four == four_of(*b"trac") || four == four_of(*b"tran"),
         b'x' => four == four_of(*b"x-b3") || four == four_of(*b"x-am") || four == four_of(*b"x-da"),
         b'b' => four as u16 == u16::from_le_bytes(*b"b3"),
+        b's' => four == four_of(*b"sign"),
+        b'a' => four == four_of(*b"auth"),
         _ => false,
     }
 }
@@ -210,5 +219,6 @@ fn take(f: &mut Framing, c: &mut Cursor, end: u32) -> bool {
     f.head_bytes = head_bytes as u16;
     c.line_start = end + 2;
     c.pos = end + 2;
+    c.lines += 1;
     true
 }

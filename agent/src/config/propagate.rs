@@ -1,0 +1,36 @@
+//! The section `propagate`: whose requests bear trace context, and where to.
+
+use super::model::{LocalRanges, Propagate, Switch};
+use super::parse::selectors;
+use super::reader::{Field, Reader, Section};
+use super::value::AddressRange;
+
+/// Reads the section.
+pub(super) fn propagate(
+    reader: &mut Reader,
+    mut section: Section<'_>,
+    propagate: &mut Propagate,
+    local: &mut LocalRanges,
+) {
+    if let Some(field) = section.take(reader, "enabled") {
+        let enabled = field.value(reader, "auto, true or false", |text| match text {
+            "auto" => Ok(Switch::Auto),
+            "true" => Ok(Switch::On),
+            "false" => Ok(Switch::Off),
+            _ => Err("expected auto, true or false".to_owned()),
+        });
+        propagate.enabled = enabled.unwrap_or_default();
+    }
+    if let Some(field) = section.take(reader, "include") {
+        propagate.include = selectors(reader, &field, false);
+    }
+    if let Some(field) = section.take(reader, "exclude") {
+        propagate.exclude = selectors(reader, &field, false);
+    }
+    if let Some(field) = section.take(reader, "destinations") {
+        let items = field.items(reader).unwrap_or_default();
+        let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
+        local.0 = items.iter().filter_map(range).collect();
+    }
+    section.finish(reader);
+}

@@ -1,0 +1,138 @@
+//! The kernel side of rewriting: its two programs, which connections they may touch, and how it ends.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap, SockHash};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, SkMsg, SockOps};
+use aya::Ebpf;
+use spanwire_common::abi::{setting, AddressRange, DESTINATIONS_MOST};
+
+use super::kernel::{named, refused, Kernel, KernelError};
+use super::{pod, probe};
+
+/// The program that sees the points in the life of a TCP connection.
+const ENROL: &str = "enrol_connections";
+/// The program that sees the messages of enrolled sockets.
+const REWRITE: &str = "rewrite_messages";
+/// The sockets whose messages it sees.
+const ENROLLED: &str = "ENROLLED";
+
+/// What may be rewritten.
+#[derive(Clone, Debug, Default)]
+pub struct Reach {
+    /// The other end has to be in one of these.
+    pub destinations: Vec<AddressRange>,
+    /// ... and not on one of these ports.
+    pub spared_ports: Vec<u16>,
+}
+
+impl Kernel {
+    /// Loads the two programs and attaches them. From then on, connections that processes with leave to rewrite make are
+    /// enrolled.
+    ///
+    /// # Errors
+    /// What the kernel refuses. Nothing is attached then.
+    pub fn begin_rewriting(&mut self, reach: &Reach) -> Result<(), KernelError> {
+        self.set_reach(reach)?;
+        let attached = attach(self.ebpf());
+        if let Err(error) = attached.and_then(|()| self.allow_rewriting(true)) {
+            self.end_rewriting();
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Nothing is rewritten any more, and every enrolled socket is its own again. May be called at any time.
+    pub fn end_rewriting(&mut self) {
+        // First what costs nothing: the programs do nothing from here on.
+        let _ = self.allow_rewriting(false);
+        let ebpf = self.ebpf();
+        unload(ebpf, ENROL);
+        release_all(ebpf);
+        unload(ebpf, REWRITE);
+        // Those whose enrolment came in between.
+        release_all(ebpf);
+    }
+
+    fn allow_rewriting(&mut self, allow: bool) -> Result<(), KernelError> {
+        let mut settings = self.settings()?;
+        settings.flags &= !setting::REWRITE;
+        if allow {
+            settings.flags |= setting::REWRITE;
+        }
+        self.set_settings(settings)
+    }
+
+    fn set_reach(&mut self, reach: &Reach) -> Result<(), KernelError> {
+        let map = self.map("DESTINATIONS")?;
+        let mut destinations = Array::<_, pod::AddressRange>::try_from(map).map_err(named("DESTINATIONS"))?;
+        let unused = AddressRange::default();
+        for index in 0..DESTINATIONS_MOST {
+            let range = reach.destinations.get(index).unwrap_or(&unused);
+            destinations
+                .set(index as u32, pod::AddressRange(*range), 0)
+                .map_err(named("DESTINATIONS"))?;
+        }
+        let map = self.map("SPARED_PORTS")?;
+        let mut spared = HashMap::<_, u32, u32>::try_from(map).map_err(named("SPARED_PORTS"))?;
+        for port in &reach.spared_ports {
+            spared.insert(u32::from(*port), 1, 0).map_err(named("SPARED_PORTS"))?;
+        }
+        Ok(())
+    }
+}
+
+fn attach(ebpf: &mut Ebpf) -> Result<(), KernelError> {
+    let cgroup = probe::cgroup2().map_err(|refusal| KernelError::Perf { name: ENROL, refusal })?;
+    let cgroup = File::open(cgroup).map_err(|error| refused(ENROL)(ProgramError::IOError(error)))?;
+    let sockets = SockHash::<_, u64>::try_from(ebpf.map(ENROLLED).ok_or(KernelError::Missing(ENROLLED))?);
+    let sockets = sockets
+        .and_then(|sockets| sockets.fd().try_clone().map_err(aya::maps::MapError::IoError))
+        .map_err(named(ENROLLED))?;
+    let program: &mut SkMsg = program_named(ebpf, REWRITE)?.try_into().map_err(refused(REWRITE))?;
+    program.load().map_err(refused(REWRITE))?;
+    program.attach(&sockets).map_err(refused(REWRITE))?;
+    let program: &mut SockOps = program_named(ebpf, ENROL)?.try_into().map_err(refused(ENROL))?;
+    program.load().map_err(refused(ENROL))?;
+    // A link always leaves room for others' (`cgroup_bpf_link_attach`), and takes no flag that says so.
+    program
+        .attach(cgroup.as_fd(), CgroupAttachMode::Single)
+        .map_err(refused(ENROL))?;
+    Ok(())
+}
+
+fn program_named<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Program, KernelError> {
+    ebpf.program_mut(name).ok_or(KernelError::Missing(name))
+}
+
+/// Detaches a program and lets the kernel forget it; one that is not loaded stays so.
+fn unload(ebpf: &mut Ebpf, name: &'static str) {
+    let _ = match ebpf.program_mut(name) {
+        Some(Program::SkMsg(program)) => program.unload(),
+        Some(Program::SockOps(program)) => program.unload(),
+        _ => Ok(()),
+    };
+}
+
+/// Takes every socket out of the sockhash: its own functions are put back (`sk_psock_drop`).
+fn release_all(ebpf: &mut Ebpf) {
+    let Some(map) = ebpf.map_mut(ENROLLED) else { return };
+    let Ok(mut sockets) = SockHash::<_, u64>::try_from(map) else {
+        return;
+    };
+    // A key whose socket is closed meanwhile is gone, and the walk begins anew behind it: what one round misses, the next
+    // finds.
+    for _ in 0..RELEASE_ROUNDS {
+        let keys: Vec<u64> = sockets.keys().filter_map(Result::ok).collect();
+        if keys.is_empty() {
+            return;
+        }
+        for key in keys {
+            let _ = sockets.remove(&key);
+        }
+    }
+}
+
+/// Rounds over the sockhash; more than one only where sockets come and go meanwhile.
+const RELEASE_ROUNDS: usize = 16;
