@@ -38,6 +38,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 ADDED = re.compile(rb"(traceparent|tracestate|server-timing): [^\r\n]*\r\n")
 SO_ZEROCOPY, MSG_ZEROCOPY, MSG_ERRQUEUE = 60, 0x4000000, 0x2000
 TCP_ULP, SIOCATMARK = 31, 0x8905
+RECVFROM = "45"
 # Long enough that the other thread is in its call.
 SOON = 0.03
 
@@ -87,9 +88,16 @@ def readable(sock, limit=2000):
 
 
 def later(action, delay=SOON):
-    """Does something in another thread while this one is in a call."""
+    """Does something in another thread while this one is blocked in recv."""
+    blocked = f"/proc/self/task/{threading.get_native_id()}/syscall"
 
     def run():
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            with open(blocked, encoding="ascii") as call:
+                if call.read().split()[0] == RECVFROM:
+                    break
+            time.sleep(0.001)
         time.sleep(delay)
         action()
 

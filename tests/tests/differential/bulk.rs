@@ -1,5 +1,6 @@
 //! Generated exchanges in great number, played by processes of their own: blocking and polling ones at both ends.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,8 +24,8 @@ const SERVERS: usize = 16;
 const ROUND_LIMIT: Duration = Duration::from_mins(10);
 /// From the last client's end until the last server's line.
 const LAST_LINES: Duration = Duration::from_secs(20);
-/// Differences printed; the rest is counted.
-const PRINTED: usize = 20;
+/// Differences printed of each kind of exchange; the rest is counted.
+const PRINTED: usize = 3;
 /// A stall by Nagle's algorithm and a delayed acknowledgement is at least this long.
 const STALL: u64 = 38_000;
 
@@ -98,9 +99,8 @@ impl Total {
             say(line);
         }
         say(&format!("exchanges of 38 ms or more: {} without, {} with", self.stalls[0], self.stalls[1]));
-        for text in self.faults.iter().chain(&self.differences).take(PRINTED) {
-            say(text);
-        }
+        print_by_kind(&self.faults);
+        print_by_kind(&self.differences);
         ensure!(
             self.faults.is_empty(),
             "{} exchanges went wrong without an agent: the test is at fault",
@@ -113,6 +113,20 @@ impl Total {
             "{} exchanges twice, 0 differences; {} connections with a request header added, {} with a response header",
             self.exchanges, self.requests, self.responses
         ))
+    }
+}
+
+/// The first of each kind, and how many there are. The kind is the third field of a record.
+fn print_by_kind(texts: &[String]) {
+    let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+    for text in texts {
+        kinds.entry(text.split('\t').nth(2).unwrap_or_default()).or_default().push(text);
+    }
+    for (kind, texts) in kinds {
+        say(&format!("{kind}: {} differences", texts.len()));
+        for text in texts.iter().take(PRINTED) {
+            say(text);
+        }
     }
 }
 

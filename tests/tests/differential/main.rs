@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "test")]
 
 mod bulk;
+mod probe;
 
 use serde_json::json;
 use spanwire_tests::agent::Setup;
@@ -26,5 +27,13 @@ fn generated_exchanges_are_the_same() {
     let place = Place::new("bulk").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("generated exchanges", || bulk::generated(&place));
+    cases.finish();
+}
+
+#[test]
+fn system_calls_say_the_same() {
+    let place = Place::new("probe").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("system calls", || probe::compared(&place));
     cases.finish();
 }
