@@ -191,6 +191,10 @@ pub mod flag {
     pub const INJECTED: u32 = 1 << 24;
     /// The request left with the application's own traceparent, in which this span's id has taken the parent's place.
     pub const CORRECTED: u32 = 1 << 25;
+    /// The response bears the trace id.
+    pub const RETURNED: u32 = 1 << 26;
+    /// Whoever sent the request cannot return the trace id itself, and passes on what comes back.
+    pub const RETURN_WANTED: u32 = 1 << 27;
 }
 
 /// One exchange: a request with its response, or what became of it. Timestamps are CLOCK_MONOTONIC nanoseconds
@@ -407,8 +411,10 @@ pub struct WireValue {
     pub own: u8,
     /// context_format of the client's header, with bit 7 set if it was forwarded (cause HEADER).
     pub format: u8,
+    /// 1: the response is to bear the trace id.
+    pub returns: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 /// One turn of a call on a protocol that is not understood or is encrypted, made while a traced request was being
@@ -539,6 +545,8 @@ pub mod process_flag {
     pub const REWRITES: u8 = 8;
     /// ... and those that follow it on a socket that does not block.
     pub const REWRITES_ALL: u8 = 16;
+    /// It answers clients that no agent sees, and cannot write the trace id into its responses: whom it asks does.
+    pub const RETURNS_BY_UPSTREAM: u8 = 32;
 }
 
 /// Value of the map PROCESSES (key: thread group id, u32).
@@ -599,6 +607,42 @@ pub struct AddressRange {
     pub used: u64,
 }
 
+/// Longest text put into a response, in bytes.
+pub const RETURN_BYTES: usize = 512;
+/// How many header lines it has at most.
+pub const RETURN_LINES: usize = 4;
+
+/// The only element of the map RETURN_LINES: header lines that bear the trace id, with room for a traceparent in each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "host", derive(FromBytes, IntoBytes, KnownLayout, Immutable))]
+pub struct ReturnLines {
+    /// The lines, each with its line end; whatever stands where the traceparents go.
+    pub words: [u64; RETURN_BYTES / 8],
+    /// Bytes of `words` in use.
+    pub len: u32,
+    /// How many of `value_at` are in use.
+    pub count: u32,
+    /// Where the traceparents go, in bytes from the beginning.
+    pub value_at: [u32; RETURN_LINES],
+}
+
+impl Default for ReturnLines {
+    fn default() -> Self {
+        Self {
+            words: [0; RETURN_BYTES / 8],
+            len: 0,
+            count: 0,
+            value_at: [0; RETURN_LINES],
+        }
+    }
+}
+
+/// Key of the map INGRESS: a listening socket.
+pub const fn ingress_key(netns: u32, port: u16) -> u64 {
+    (netns as u64) << 32 | port as u64
+}
+
 /// A listed header name, in lower case and zero-filled: compared eight bytes at a time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -630,6 +674,8 @@ pub mod setting {
     pub const OLD_SOCKETS_MARKED: u32 = 16;
     /// Requests are rewritten.
     pub const REWRITE: u32 = 32;
+    /// Responses bear the trace id.
+    pub const RETURN: u32 = 64;
 }
 
 /// How many user-agent prefixes the kernel side compares.

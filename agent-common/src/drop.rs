@@ -86,6 +86,10 @@ reasons! {
         NoRoom = 34 => ("note", "injection_no_room"),
         /// A thread was preempted while it looked at a message, and another one's was not looked at.
         MessageBusy = 35 => ("note", "injection_busy"),
+        /// A response left with the trace id in it.
+        Returned = 36 => ("note", "returned"),
+        /// A response that was to bear the trace id left without it.
+        ReturnFailed = 37 => ("note", "return_failed"),
         /// A user buffer was read.
         UserReads = 24 => ("cost", "user_reads"),
         /// A clock was read.

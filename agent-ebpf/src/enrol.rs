@@ -5,14 +5,15 @@ use aya_ebpf::bindings::{
     bpf_sock_ops, BPF_NOEXIST, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG,
 };
 use aya_ebpf::helpers::generated::{bpf_map_delete_elem, bpf_sock_hash_update, bpf_sock_ops_cb_flags_set};
-use spanwire_common::abi::{process_flag, setting, Settings, DESTINATIONS_MOST};
+use spanwire_common::abi::{ingress_key, process_flag, setting, Settings, DESTINATIONS_MOST};
 use spanwire_common::drop::KernelCounter;
 
 use crate::count::count;
-use crate::maps::{DESTINATIONS, ENROLLED, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
+use crate::maps::{DESTINATIONS, ENROLLED, INGRESS, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
 use crate::message::{fails, fault};
 use crate::state::{
-    Call, SockState, ASKS_TO_LEAVE, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_WANTED, ROLE_CLIENT,
+    Call, SockState, ASKS_TO_LEAVE, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS, REWRITE_WANTED,
+    ROLE_CLIENT,
 };
 use crate::access;
 
@@ -103,9 +104,37 @@ pub fn established(ops: *mut bpf_sock_ops) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
-    if known.rewrite & (REWRITE_WANTED | REWRITE_NEVER) != REWRITE_WANTED {
+    if known.rewrite & (REWRITE_WANTED | REWRITE_NEVER) == REWRITE_WANTED {
+        enrol(ops, known);
+    }
+}
+
+/// A connection to this node is established.
+#[inline(always)]
+pub fn accepted(ops: *mut bpf_sock_ops) {
+    let Some(settings) = SETTINGS.get_ptr(0) else { return };
+    // SAFETY: an element of an array; the program's context.
+    let (flags, typed) = unsafe { ((*settings).flags, (*ops).__bindgen_anon_2.sk as *const u8) };
+    if flags & setting::RETURN == 0 || typed.is_null() {
         return;
     }
+    let sk = access::sock_of_message(typed);
+    if sk.0.is_null() || INGRESS.get_ptr(&ingress_key(sk.netns(), sk.local_port())).is_none() {
+        return;
+    }
+    let state = access::make_state(access::sock(typed));
+    if state.is_null() {
+        return count(KernelCounter::StateFull);
+    }
+    // SAFETY: non-null: a whole state.
+    let known = unsafe { &mut *state };
+    known.cookie = access::cookie_of_callback(ops);
+    known.rewrite = REWRITE_WANTED | REWRITE_PERSISTENT | REWRITE_RETURNS;
+    enrol(ops, known);
+}
+
+#[inline(always)]
+fn enrol(ops: *mut bpf_sock_ops, known: &mut SockState) {
     let mut key = known.cookie;
     // SAFETY: the program's context, a map of this object, a key on the stack.
     let refused = fails(fault::ENROL)
@@ -136,8 +165,12 @@ pub fn sends(ops: *mut bpf_sock_ops) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
+    let [_, sent] = known.seen;
     if known.asks & ASKS_TO_LEAVE != 0 {
         leave(ops, known);
+    } else if known.rewrite & REWRITE_RETURNS != 0 && sent != 0 {
+        // It has answered: it is HTTP, and stays.
+        no_callbacks(ops);
     }
 }
 
@@ -163,6 +196,10 @@ pub fn receives(ops: *mut bpf_sock_ops) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
+    if known.rewrite & REWRITE_RETURNS != 0 {
+        // Its request.
+        return;
+    }
     if known.role == ROLE_CLIENT && known.asks & ASKS_TO_LEAVE == 0 && known.rewrite & REWRITE_PERSISTENT != 0 {
         // The answer to a request: it is HTTP, and stays.
         return no_callbacks(ops);

@@ -313,6 +313,9 @@ global! {
                 caused(exchange, call);
                 ensure_trace(exchange, call.slot);
             }
+            if call.process_flags & process_flag::RETURNS_BY_UPSTREAM != 0 {
+                exchange.flags |= flag::RETURN_WANTED;
+            }
             wire::leave(exchange);
         }
         seal_flags(exchange);

@@ -39,6 +39,7 @@ mod offsets;
 mod opaque;
 mod process;
 mod refused;
+mod response;
 mod rewrite;
 mod seen;
 mod sk;

@@ -4,7 +4,8 @@
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, RingBuf, SockHash};
 use aya_ebpf::macros::btf_map;
 use spanwire_common::abi::{
-    generation, AddressRange, OpaqueTurn, PortValue, ProcessValue, Settings, TextRecord, WireValue, DESTINATIONS_MOST,
+    generation, AddressRange, OpaqueTurn, PortValue, ProcessValue, ReturnLines, Settings, TextRecord, WireValue,
+    DESTINATIONS_MOST,
 };
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
@@ -113,6 +114,15 @@ pub static DESTINATIONS: Array<AddressRange, { DESTINATIONS_MOST }> = Array::new
 /// space.
 #[btf_map]
 pub static SPARED_PORTS: HashMap<u32, u32, 128> = HashMap::new();
+
+/// What is put into responses. Written by user space.
+#[btf_map]
+pub static RETURN_LINES: Array<ReturnLines, 1> = Array::new();
+
+/// Listening sockets of servers whose responses may be written into, by [`spanwire_common::abi::ingress_key`]. Written and deleted
+/// by user space.
+#[btf_map]
+pub static INGRESS: HashMap<u64, u32, 4096> = HashMap::new();
 
 /// Opaque calls under way by cookie; user space's sweep ends those that have gone quiet.
 #[btf_map]

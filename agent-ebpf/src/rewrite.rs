@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::sk_msg_md;
 #[cfg(feature = "scalars")]
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use spanwire_common::abi::{cause, context_format, flag, process_flag, setting, ProcessClass, Settings};
+use spanwire_common::abi::{cause, context_format, flag, process_flag, setting};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::context::traceparents;
 use spanwire_common::protocol::http1::request::{signed, Method};
@@ -29,9 +29,9 @@ use crate::sk::Sock;
 use crate::socket::identify;
 use crate::state::{
     Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, EX_HEAD, EX_OPEN, NOWHERE,
-    REWRITE_ENROLLED, REWRITE_PERSISTENT, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
+    REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
 };
-use crate::{access, unit};
+use crate::{access, response};
 
 /// A longer head is left alone: servers answer 431 to heads over 8 KiB (nginx, Apache, Tomcat).
 const HEAD_BYTES: u32 = 7_680;
@@ -41,15 +41,15 @@ const HEAD_LINES: u32 = 90;
 /// for each other's acknowledgement (Nagle).
 const ONE_ELEMENT: u32 = 128 << 10;
 /// Steps of the parser, as in `engine`.
-const STEPS: u32 = 512;
+pub const STEPS: u32 = 512;
 
 /// What a step says.
-const DONE: u32 = 0;
-const MORE: u32 = 1;
+pub const DONE: u32 = 0;
+pub const MORE: u32 = 1;
 /// The head has not come to its end.
-const UNFINISHED: u32 = 2;
+pub const UNFINISHED: u32 = 2;
 /// It is not understood.
-const ALIEN: u32 = 3;
+pub const ALIEN: u32 = 3;
 
 /// sk_msg: a message of an enrolled socket.
 #[inline(always)]
@@ -75,8 +75,10 @@ pub fn on_message(message: Message) {
     if known.asks & ASKS_TO_LEAVE != 0 || known.rewrite & REWRITE_ENROLLED == 0 {
         return;
     }
-    let off = settings.flags & setting::REWRITE == 0;
-    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 || known.role == ROLE_SERVER {
+    let returns = known.rewrite & REWRITE_RETURNS != 0;
+    let switch = if returns { setting::RETURN } else { setting::REWRITE };
+    let off = settings.flags & switch == 0 || returns != (known.role == ROLE_SERVER);
+    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 {
         known.asks |= ASKS_TO_LEAVE;
         return;
     }
@@ -103,7 +105,11 @@ pub fn on_message(message: Message) {
     // first to come is alone in it, any other does nothing.
     let users = unsafe { &mut (*preview).users };
     if atomic::fetch_add(users, 1) == 0 {
-        let verdict = look_at(message.0, sk, state, preview);
+        let verdict = if returns {
+            response::look_at(message.0, sk, state, preview)
+        } else {
+            look_at(message.0, sk, state, preview)
+        };
         if verdict == ALIEN || (verdict == DONE && !stays) {
             known.asks |= ASKS_TO_LEAVE;
         }
@@ -134,18 +140,13 @@ fn begins_here(sk: Sock, known: &mut SockState) -> bool {
 #[inline(never)]
 fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *mut Preview) -> u32 {
     let message = Message(message);
-    let (Some(scratch), Some(settings)) = (working(slot::MESSAGE), SETTINGS.get_ptr(0)) else {
+    let Some(scratch) = working(slot::MESSAGE) else {
         return ALIEN;
     };
-    // SAFETY: whole objects, an element of an array.
-    let (known, preview, settings) = unsafe { (&mut *state, &mut *preview, &*settings) };
-    let size = message.size();
-    let wanted = if size < HEAD_BYTES { size } else { HEAD_BYTES };
-    if message.visible() < wanted && !message.pull(wanted) {
-        return ALIEN;
-    }
+    // SAFETY: whole objects.
+    let (known, preview) = unsafe { (&mut *state, &mut *preview) };
     let copy = copied_state(preview);
-    if copy.is_null() || !prepare(message, sk, known, copy, scratch, settings) {
+    if copy.is_null() || !is_asked(sk, scratch) || !prepare(message, known, copy, scratch) {
         return ALIEN;
     }
     let mut verdict = MORE;
@@ -168,36 +169,39 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
 /// Where the copy lies: where global functions find it (`global`).
 #[cfg(not(feature = "scalars"))]
 #[inline(always)]
-fn copied_state(preview: &mut Preview) -> *mut SockState {
+pub fn copied_state(preview: &mut Preview) -> *mut SockState {
     &raw mut preview.state
 }
 
 /// As above.
 #[cfg(feature = "scalars")]
 #[inline(always)]
-fn copied_state(_preview: &mut Preview) -> *mut SockState {
+pub fn copied_state(_preview: &mut Preview) -> *mut SockState {
     access::copied_state()
 }
 
-/// Makes the copy, and has its first bytes in view. False: nothing is known of who sends.
+/// Who sends is captured, and its requests may be rewritten.
 #[inline(always)]
-fn prepare(
-    message: Message,
-    sk: Sock,
-    known: &mut SockState,
-    copy: *mut SockState,
-    scratch: *mut Scratch,
-    settings: &Settings,
-) -> bool {
+fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
+    let Some(settings) = SETTINGS.get_ptr(0) else { return false };
+    // SAFETY: a whole object, an element of an array.
+    let (call, settings) = unsafe { (&mut (*scratch).call, &*settings) };
+    identify(sk, call, sk.family(), TX);
+    admit(call, settings) && call.process_flags & process_flag::REWRITES != 0
+}
+
+/// Makes the copy, and has the message's first bytes in view. False if that cannot be done.
+#[inline(always)]
+pub fn prepare(message: Message, known: &mut SockState, copy: *mut SockState, scratch: *mut Scratch) -> bool {
+    let size = message.size();
+    let wanted = if size < HEAD_BYTES { size } else { HEAD_BYTES };
+    if message.visible() < wanted && !message.pull(wanted) {
+        return false;
+    }
     // SAFETY: whole objects.
     let (copy, working) = unsafe { (&mut *copy, &mut *scratch) };
     let call = &mut working.call;
-    let socket_family = sk.family();
     call.slot = slot::MESSAGE as u8;
-    identify(sk, call, socket_family, TX);
-    if !admit(call, settings) || call.process_flags & process_flag::REWRITES == 0 {
-        return false;
-    }
     call.cookie = known.cookie;
     #[cfg(feature = "scalars")]
     {
@@ -303,7 +307,7 @@ fn note_place(working: &mut Scratch) {
 
 /// A position of the window as one of the message.
 #[inline(always)]
-fn place(position: u32, carry: u32, window_offset: u32) -> u32 {
+pub fn place(position: u32, carry: u32, window_offset: u32) -> u32 {
     position.wrapping_sub(carry).wrapping_add(window_offset)
 }
 
@@ -323,11 +327,9 @@ fn decide(
     }
     // SAFETY: a whole object.
     let call = unsafe { &(*scratch).call };
-    let cursor = unsafe { &(*scratch).cursor };
-    let behind = place(cursor.pos, call.carry, call.window_offset);
+    let at = blank_line(message, scratch);
     let inserts = plan == PLAN_INSERT;
-    if inserts && (behind < 4 || behind > message.visible()) {
-        // The blank line, and the end of the line before it, lie in this message.
+    if inserts && at == NOWHERE {
         return count(KernelCounter::InjectionSkipped);
     }
     if inserts && !message.has_room(sk, crate::message::LINE_BYTES as u32) {
@@ -340,7 +342,7 @@ fn decide(
     let exchange = unsafe { &mut (*copy).exchange };
     let outcome = if inserts {
         write_line(exchange, &mut preview.line);
-        let outcome = insert(message.0, behind - 2, &preview.line);
+        let outcome = insert(message.0, at, &preview.line);
         if outcome == Outcome::Done as u32 {
             known.inserted = preview.line.len as u16;
             exchange.flags |= flag::INJECTED;
@@ -356,6 +358,19 @@ fn decide(
     }
     hand_on(exchange, known.cookie);
     known.asks |= ASKS_PREPARED;
+}
+
+/// Where the blank line begins behind the head in hand: [`NOWHERE`] unless it, and the end of the line before it, lie in what
+/// is visible of the message.
+#[inline(always)]
+pub fn blank_line(message: Message, scratch: *mut Scratch) -> u32 {
+    // SAFETY: a whole object.
+    let (cursor, call) = unsafe { (&(*scratch).cursor, &(*scratch).call) };
+    let behind = place(cursor.pos, call.carry, call.window_offset);
+    if behind < 4 || behind > message.visible() {
+        return NOWHERE;
+    }
+    behind - 2
 }
 
 #[inline(always)]
@@ -416,14 +431,19 @@ global! {
     }
 }
 
-/// The traceparent's line.
+/// The exchange's context as a traceparent's value.
 #[inline(always)]
-fn write_line(exchange: &Exchange, line: &mut Line) {
+pub fn value_of(exchange: &Exchange) -> [u64; 7] {
     let context = exchange.request.context_flags;
     let sampled = u8::from(context & CONTEXT_SAMPLED != 0 || context & CONTEXT_DECIDED == 0);
     let random = if context & CONTEXT_RANDOM != 0 { 2 } else { 0 };
-    let value = traceparent::value(ids::trace_id(&exchange.request), exchange.span_id, sampled | random);
-    let [w0, w1, w2, w3, w4, w5, w6] = value;
+    traceparent::value(ids::trace_id(&exchange.request), exchange.span_id, sampled | random)
+}
+
+/// The traceparent's line.
+#[inline(always)]
+fn write_line(exchange: &Exchange, line: &mut Line) {
+    let [w0, w1, w2, w3, w4, w5, w6] = value_of(exchange);
     let words = &mut line.words;
     // `traceparent: ` is 13 bytes: the value's words lie five bytes into the line's.
     const NAME: u64 = u64::from_le_bytes(*b"tracepar");

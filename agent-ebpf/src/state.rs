@@ -40,6 +40,8 @@ pub const REWRITE_PERSISTENT: u8 = 2;
 pub const REWRITE_ENROLLED: u8 = 4;
 /// Never again.
 pub const REWRITE_NEVER: u8 = 8;
+/// Accepted: it is its responses that are looked at.
+pub const REWRITE_RETURNS: u8 = 16;
 
 /// Bits of [`SockState::asks`]: to be removed as soon as may be.
 pub const ASKS_TO_LEAVE: u8 = 1;

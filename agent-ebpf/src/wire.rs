@@ -26,7 +26,8 @@ pub fn leave(exchange: &Exchange) {
         context_flags: exchange.request.context_flags,
         own: 0,
         format: exchange.request.context_format | forwarded,
-        reserved: [0; 5],
+        returns: u8::from(exchange.flags & flag::RETURN_WANTED != 0),
+        reserved: [0; 4],
     };
     cost(KernelCounter::MapOperations);
     // verifier: on the stack; see `maps::BLANK`.
@@ -46,7 +47,8 @@ pub fn leave_own(key: u64) {
         context_flags: 0,
         own: 1,
         format: 0,
-        reserved: [0; 5],
+        returns: 0,
+        reserved: [0; 4],
     };
     let _ = WIRES.insert(&key, &wire, 0);
 }
@@ -77,6 +79,9 @@ pub fn meet(exchange: &mut Exchange) -> bool {
     exchange.related_span_id = wire.span_id;
     exchange.related_trace_id = wire.trace_id;
     exchange.flags |= flag::WIRE_MATCHED;
+    if wire.returns != 0 {
+        exchange.flags |= flag::RETURN_WANTED;
+    }
     if exchange.request.tenant == 0 {
         exchange.request.tenant = wire.tenant;
     }

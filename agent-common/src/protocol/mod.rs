@@ -10,4 +10,5 @@ pub mod http1;
 pub mod number;
 pub mod swar;
 pub mod traceparent;
+pub mod tracestate;
 pub mod window;

@@ -150,6 +150,14 @@ impl Window {
         self.find::<BLANK_WORDS>(from, limit, swar::not_blank)
     }
 
+    /// The first position in `from..to` whose byte is neither space, tab nor comma, else `to`.
+    #[inline(always)]
+    pub fn find_list_text(&self, from: u32, to: u32) -> u32 {
+        self.find::<LINE_WORDS>(from, to, |word| {
+            swar::not_blank(word) & swar::nonzero(word ^ swar::splat(b','))
+        })
+    }
+
     /// The first position in `from..to` of a `?` or `#`, else `to`.
     #[inline(always)]
     pub fn find_query(&self, from: u32, to: u32) -> u32 {

@@ -1,6 +1,7 @@
 //! Programs whose arguments are pointers of types that the verifier knows (BTF tracepoints, fexit): fields are loaded
 //! directly, and a socket's state lies in the socket.
 
+use aya_ebpf::bindings::bpf_sock_ops;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_sk_storage_get, bpf_skc_to_tcp_sock, bpf_skc_to_unix_sock,
@@ -70,6 +71,13 @@ pub fn unix_sock(sk: Sock) -> *const u8 {
 pub fn cookie(sk: Sock, _family: u16) -> u64 {
     // SAFETY: a socket pointer the verifier knows.
     unsafe { bpf_get_socket_cookie(sk.0.cast_mut().cast()) }
+}
+
+/// That number, in a callback of sockops.
+#[inline(always)]
+pub fn cookie_of_callback(ops: *mut bpf_sock_ops) -> u64 {
+    // SAFETY: the program's context.
+    unsafe { bpf_get_socket_cookie(ops.cast()) }
 }
 
 /// The cookie of a unix stream's other end.

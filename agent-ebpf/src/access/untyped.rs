@@ -5,6 +5,7 @@
 //! state along; that of a unix socket is not, so each look at its state compares the inode number of the socket, and the
 //! sweep (`gone.rs`) removes what is left.
 
+use aya_ebpf::bindings::bpf_sock_ops;
 use aya_ebpf::btf_maps::HashMap;
 #[cfg(feature = "scalars")]
 use aya_ebpf::helpers::generated::bpf_get_current_task;
@@ -20,7 +21,7 @@ use crate::count::{cost, count};
 use crate::maps::BLANK;
 use crate::offsets as off;
 use crate::sk::{Sock, AF_UNIX};
-use crate::state::{Call, SockState, EX_OPEN, RX, SOCK_UNIX};
+use crate::state::{Call, SockState, EX_OPEN, REWRITE_RETURNS, RX, SOCK_UNIX};
 
 /// State of stream sockets, TCP and unix, by the address of the `struct sock`. The kernel side makes entries, and deletes
 /// them as the module's note says.
@@ -158,6 +159,12 @@ pub fn cookie(sk: Sock, family: u16) -> u64 {
     u64::from(high) << 32 | u64::from(low | 1)
 }
 
+/// That number, in a callback of sockops.
+#[inline(always)]
+pub fn cookie_of_callback(_ops: *mut bpf_sock_ops) -> u64 {
+    cookie(Sock(core::ptr::null()), 0)
+}
+
 /// From a unix socket's address and inode number; 0 while it has none (not accepted yet, or closed).
 #[inline(always)]
 fn unix_cookie(sk: Sock) -> u64 {
@@ -265,7 +272,11 @@ pub fn make_state(sk: Sock) -> *mut SockState {
 /// on it returned) is not its own.
 #[inline(always)]
 pub fn begins(sk: Sock) {
-    ends(sk);
+    let state = state(sk);
+    // SAFETY: null, or a whole state. sockops comes before the change of state: what it has made is the new socket's.
+    if !state.is_null() && unsafe { (*state).rewrite } & REWRITE_RETURNS == 0 {
+        ends(sk);
+    }
 }
 
 /// A TCP socket ends, and its state with it.

@@ -3,6 +3,7 @@
 
 use aya_ebpf::bindings::{
     sk_action, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB, BPF_SOCK_OPS_PARSE_HDR_OPT_CB,
+    BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
 };
 use aya_ebpf::macros::{sk_msg, sock_ops};
 use aya_ebpf::programs::{SkMsgContext, SockOpsContext};
@@ -19,6 +20,7 @@ const REPLY_STANDS: u32 = 1;
 pub fn enrol_connections(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => enrol::established(ctx.ops),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => enrol::accepted(ctx.ops),
         BPF_SOCK_OPS_HDR_OPT_LEN_CB => enrol::sends(ctx.ops),
         BPF_SOCK_OPS_PARSE_HDR_OPT_CB => enrol::receives(ctx.ops),
         _ => {}

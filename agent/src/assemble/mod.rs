@@ -27,7 +27,6 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod texts;
-mod tracestate;
 mod union;
 mod window;
 mod wire;

@@ -5,16 +5,15 @@
 use std::sync::Arc;
 
 use spanwire_common::abi::{text, TextRecord, KEPT_HEADERS, TEXT_BYTES};
+use spanwire_common::protocol::tracestate::TraceState;
 
 use super::recent::{Recent, FOREVER_NS};
-use super::tracestate;
 use crate::span::{SpanId, TraceId};
 
 /// The texts of one exchange.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    tracestate: String,
-    tracestate_cut: bool,
+    tracestate: Option<Box<TraceState>>,
     pub(super) headers: Vec<(u8, Box<str>)>,
     pub(super) user_agent: Option<Box<str>>,
 }
@@ -27,7 +26,7 @@ impl Texts {
         let used = &record.bytes[..usize::from(record.len).min(TEXT_BYTES)];
         let cut = record.cut != 0;
         match record.what {
-            text::TRACESTATE => self.add_tracestate(&String::from_utf8_lossy(used), cut),
+            text::TRACESTATE => self.tracestate.get_or_insert_default().append(used, cut),
             text::HEADER if usize::from(record.index) < KEPT_HEADERS && self.headers.len() < MAX_HEADER_LINES => {
                 self.headers.push((record.index, readable(used, cut)));
             }
@@ -36,21 +35,10 @@ impl Texts {
         }
     }
 
-    /// Appends a line. What comes after a cut one cannot be placed, and is left out.
-    fn add_tracestate(&mut self, line: &str, cut: bool) {
-        if self.tracestate_cut || self.tracestate.len() + line.len() >= tracestate::MAX_COLLECTED {
-            return;
-        }
-        if !self.tracestate.is_empty() {
-            self.tracestate.push(',');
-        }
-        self.tracestate.push_str(line);
-        self.tracestate_cut = cut;
-    }
-
-    /// The tracestate, if it is one.
+    /// The tracestate, if it is one and not empty.
     pub(super) fn tracestate(&self) -> Option<Box<str>> {
-        tracestate::normalise(&self.tracestate, self.tracestate_cut)
+        let list = self.tracestate.as_ref().filter(|list| !list.is_empty())?;
+        String::from_utf8(list.bytes()).ok().map(String::into_boxed_str)
     }
 }
 
