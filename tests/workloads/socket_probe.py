@@ -1,6 +1,8 @@
 """What system calls on a TCP connection say, step by step: one line for each probe.
 
-Every probe is made on a connection in each of these states, from both of its ends and for both address families:
+socket_probe.py ipv4|ipv6 STATE [PROBE]
+
+Every probe is made from both ends of a connection of that family in that state:
   fresh     nothing was sent
   waiting   a request was sent, no answer yet
   answered  a request was answered
@@ -517,28 +519,30 @@ def connection(family, state):
     return client, server
 
 
+FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+
+
 def main():
-    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    version, state = sys.argv[1:3]
+    only = sys.argv[3] if len(sys.argv) > 3 else ""
     # Time for whoever watches to find out what this process is.
     time.sleep(1.5)
-    for family, version in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
-        for state in ("fresh", "waiting", "answered"):
-            for end in ("client", "server"):
-                for name, probe in PROBES:
-                    if only not in name:
-                        continue
-                    client, server = connection(family, state)
-                    one, peer = (client, server) if end == "client" else (server, client)
-                    for sock in (one, peer):
-                        sock.settimeout(None)
-                    signal.alarm(10)
-                    try:
-                        said = probe(one, peer)
-                    except OSError as error:
-                        said = f"{type(error).__name__} {errno.errorcode.get(error.errno)}"
-                    print(f"{version} {state} {end} {name}: {said}", flush=True)
-                    one.close()
-                    peer.close()
+    for end in ("client", "server"):
+        for name, probe in PROBES:
+            if only not in name:
+                continue
+            client, server = connection(FAMILIES[version], state)
+            one, peer = (client, server) if end == "client" else (server, client)
+            for sock in (one, peer):
+                sock.settimeout(None)
+            signal.alarm(10)
+            try:
+                said = probe(one, peer)
+            except OSError as error:
+                said = f"{type(error).__name__} {errno.errorcode.get(error.errno)}"
+            print(f"{version} {state} {end} {name}: {said}", flush=True)
+            one.close()
+            peer.close()
     signal.alarm(0)
     for kind, (with_header, all_of_them) in carried.items():
         print(f"# {kind} {with_header} {all_of_them}")
