@@ -3,7 +3,7 @@
 //! - [`exchange`]: one exchange as data: both streams, who sends which piece when and how, how it ends
 //! - [`generate`]: an exchange from a seed and a number, the same in every process
 //! - [`align`]: received bytes held against the expected ones, with what may be added and where
-//! - [`framing`]: where heads lie in bytes that a real program sent
+//! - [`message`], [`recorder`]: what real programs send, message by message, and a server that keeps it
 //! - [`socket`], [`play`]: one side of an exchange on a real socket, call by call
 //! - [`record`]: what a side saw, as a line of text, and two runs compared
 //!
@@ -12,8 +12,9 @@
 
 pub mod align;
 pub mod exchange;
-pub mod framing;
 pub mod generate;
+pub mod message;
 pub mod play;
 pub mod record;
+pub mod recorder;
 pub mod socket;

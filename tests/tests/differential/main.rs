@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "test")]
 
 mod bulk;
+mod clients;
 mod probe;
 
 use serde_json::json;
@@ -22,6 +23,10 @@ fn rewriting() -> Setup {
         .with("ingress", "enabled", json!("auto"))
 }
 
+fn names(list: &str) -> Vec<String> {
+    list.split(',').map(str::to_owned).collect()
+}
+
 #[test]
 fn generated_exchanges_are_the_same() {
     let place = Place::new("bulk").unwrap();
@@ -35,5 +40,13 @@ fn system_calls_say_the_same() {
     let place = Place::new("probe").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("system calls", || probe::compared(&place));
+    cases.finish();
+}
+
+#[test]
+fn clients_send_and_get_the_same() {
+    let place = Place::new("clients").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("clients", || clients::compared(&place));
     cases.finish();
 }
