@@ -18,3 +18,4 @@ extern crate std;
 pub mod abi;
 pub mod drop;
 pub mod protocol;
+pub mod trial;

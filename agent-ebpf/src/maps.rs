@@ -5,7 +5,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, R
 use aya_ebpf::macros::btf_map;
 use spanwire_common::abi::{
     generation, AddressRange, OpaqueTurn, PortValue, ProcessValue, ReturnLines, Settings, TextRecord, WireValue,
-    DESTINATIONS_MOST,
+    RANGES_MOST,
 };
 use spanwire_common::drop::KERNEL_COUNTERS;
 use spanwire_common::protocol::window::CARRY_BYTES;
@@ -108,7 +108,11 @@ pub static PREVIEW: PerCpuArray<Preview, 1> = PerCpuArray::new();
 
 /// Where to requests may be rewritten. Written by user space; ends with an element without a mask.
 #[btf_map]
-pub static DESTINATIONS: Array<AddressRange, { DESTINATIONS_MOST }> = Array::new();
+pub static DESTINATIONS: Array<AddressRange, { RANGES_MOST }> = Array::new();
+
+/// Whose inbound context is adopted, where the settings say that not everybody's is. As DESTINATIONS.
+#[btf_map]
+pub static TRUSTED: Array<AddressRange, { RANGES_MOST }> = Array::new();
 
 /// Ports of the other end whose connections are left alone: TLS, and protocols in which the server speaks first. Written by user
 /// space.

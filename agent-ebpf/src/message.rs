@@ -84,8 +84,9 @@ impl Message {
         unsafe { (*self.0).__bindgen_anon_1.data.cast() }
     }
 
+    /// Behind the last visible byte.
     #[inline(always)]
-    fn data_end(self) -> *mut u8 {
+    pub fn data_end(self) -> *mut u8 {
         // SAFETY: as above.
         unsafe { (*self.0).__bindgen_anon_2.data_end.cast() }
     }

@@ -2,6 +2,8 @@
 //!
 //! `sys::probe` tries each feature; this file knows what it is for. Nothing is decided by a version.
 
+mod sockmap;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -12,12 +14,15 @@ use crate::sys::probe::{
     effective_capabilities, Feature, Lockdown, Prober, CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN,
     CAP_SYS_PTRACE,
 };
+use crate::sys::selftest::{self, SelfTest};
+use crate::sys::types::KernelTypes;
 
 /// One line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
     pub feature: String,
-    /// `yes`, `no`, `not probed` or `not built yet`; for `lockdown` the mode.
+    /// `yes`, `no` or `not probed`; for `lockdown` the mode; for what the sockmap's self-test tried `clean`, `faulty` or
+    /// `unknown`.
     pub state: &'static str,
     /// What follows.
     pub consequence: String,
@@ -41,6 +46,8 @@ pub trait Node {
     fn probe(&self, feature: Feature) -> Result<(), Refusal>;
     /// The kernel's lockdown mode.
     fn lockdown(&self) -> Lockdown;
+    /// Tries out what a sockmap does to sockets.
+    fn self_test(&self) -> SelfTest;
     /// Loads the agent's own programs without attaching them, and says which family of hooks the kernel took, and what
     /// that family does not see.
     fn load_programs(&self) -> Result<String, String>;
@@ -77,9 +84,15 @@ impl Node for ThisNode {
         self.prober.lockdown(effective_capabilities())
     }
 
+    fn self_test(&self) -> SelfTest {
+        match KernelTypes::read() {
+            Ok(types) => selftest::run(&types),
+            Err(error) => SelfTest::without_answers(&one_line(&error.to_string())),
+        }
+    }
+
     fn load_programs(&self) -> Result<String, String> {
         use crate::sys::kernel::{Kernel, Options};
-        use crate::sys::types::KernelTypes;
         let options = Options {
             ring_bytes: 64 << 10,
             connections: 1_024,
@@ -332,14 +345,14 @@ const FEATURES: [Meaning; 19] = [
     by_bpf(
         Feature::SockOps,
         "sockops",
-        "sockets can be enrolled as they connect (for writing headers, not used yet)",
+        "sockets can be enrolled as they connect (for writing headers)",
         "no header can be written; traces are joined by wire identity all the same",
         "mount cgroup v2, grant CAP_NET_ADMIN",
     ),
     by_bpf(
         Feature::SkMsg,
         "sk_msg",
-        "messages can be changed before they are sent (for writing headers, not used yet)",
+        "messages can be changed before they are sent (for writing headers; the sockmap rows say where)",
         "no header can be written; traces are joined by wire identity all the same",
         "grant CAP_NET_ADMIN; use a kernel with CONFIG_BPF_STREAM_PARSER",
     ),
@@ -391,9 +404,11 @@ pub fn examine(node: &dyn Node) -> Report {
             works.push(meaning.feature);
         }
         rows.push(meaning.row(outcome));
-        if meaning.feature == Feature::SkMsg {
-            rows.push(self_test());
-        }
+    }
+    if works.contains(&Feature::SkMsg) {
+        rows.extend(sockmap::rows(&node.self_test()));
+    } else {
+        rows.push(sockmap::not_probed());
     }
     rows.push(lockdown(if may_load { node.lockdown() } else { Lockdown::Unknown }));
 
@@ -458,16 +473,6 @@ impl Meaning {
             consequence: "needs CAP_BPF and CAP_PERFMON to find out".to_owned(),
             remedy: "",
         }
-    }
-}
-
-/// The seat of the test that will decide where headers may be written.
-fn self_test() -> Row {
-    Row {
-        feature: "sk_msg self-test".to_owned(),
-        state: "not built yet",
-        consequence: "no header is written on any connection".to_owned(),
-        remedy: "",
     }
 }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test")]
 use super::*;
 use crate::sys::bpf::one_line;
+use crate::sys::selftest::Verdict;
 
 /// A node by what it lacks.
 struct Fake {
@@ -27,6 +28,14 @@ impl Node for Fake {
 
     fn lockdown(&self) -> Lockdown {
         Lockdown::Integrity
+    }
+
+    fn self_test(&self) -> SelfTest {
+        let mut test = SelfTest::without_answers("as it should be");
+        for outcome in &mut test.outcomes {
+            outcome.verdict = Verdict::Clean;
+        }
+        test
     }
 
     fn load_programs(&self) -> Result<String, String> {
@@ -64,7 +73,7 @@ fn a_node_that_can_do_everything() {
     for row in &report.rows {
         let expected = match row.feature.as_str() {
             "lockdown" => "integrity",
-            "sk_msg self-test" => "not built yet",
+            name if name.starts_with("sockmap ") => "clean",
             _ => "yes",
         };
         assert_eq!((row.state, row.remedy), (expected, ""), "{}", row.feature);
@@ -131,6 +140,19 @@ fn what_the_programs_do_not_see_is_told_with_their_family() {
         row(&report, "the agent's programs").consequence,
         "the kernel accepts them; sends and receives are seen by syscalls: io_uring is not seen"
     );
+}
+
+#[test]
+fn without_sk_msg_the_sockmap_is_not_tried() {
+    let report = examine(&node(&[Feature::SkMsg]));
+    let tried: Vec<&Row> = report
+        .rows
+        .iter()
+        .filter(|row| row.feature.starts_with("sockmap "))
+        .collect();
+    assert_eq!(tried.len(), 1);
+    assert_eq!((tried[0].feature.as_str(), tried[0].state), ("sockmap self-test", "not probed"));
+    assert!(report.tracing_possible);
 }
 
 #[test]

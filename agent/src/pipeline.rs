@@ -10,6 +10,7 @@
 //!
 //! The data path is one thread with no locks on its way: what it shares (counters, status) others only read.
 
+mod ingress;
 mod known;
 mod processes;
 mod snapshot;
@@ -25,6 +26,7 @@ use anyhow::Context;
 use spanwire_common::abi::{process_event, ExchangeRecord};
 use spanwire_common::drop::UserDrop;
 
+use self::ingress::Ingress;
 use self::known::Known;
 pub use self::snapshot::{ProcessLine, Snapshot};
 use self::unmet::{Missing, Unmet};
@@ -185,6 +187,8 @@ struct Worker {
     turns_taken: u64,
     /// Server exchanges whose clients are looked for.
     unmet: Unmet,
+    /// Listening sockets whose connections are enrolled.
+    ingress: Ingress,
     /// What does not work as it should on this node.
     degradations: Vec<String>,
     next_turns_ns: u64,
@@ -211,6 +215,7 @@ impl Worker {
             lost: 0,
             turns_taken: 0,
             unmet: Unmet::default(),
+            ingress: Ingress::default(),
             degradations: Vec::new(),
             next_turns_ns: 0,
             next_sweep_ns: 0,
@@ -275,10 +280,13 @@ impl Worker {
     fn take(&mut self, event: Event, now_ns: u64) {
         if let Event::Process(record) = &event {
             match record.event {
-                process_event::SEEN => {
+                process_event::SEEN | process_event::LISTEN => {
                     self.classify(&Hint::from_record(record), now_ns);
                 }
-                process_event::EXIT => self.path.discoverer.on_exit(record.pid, now_ns),
+                process_event::EXIT => {
+                    self.path.discoverer.on_exit(record.pid, now_ns);
+                    self.holds(record.pid, &[]);
+                }
                 process_event::EXEC => {
                     let hint = Hint::from_record(record);
                     if let Some(process) = self.path.discoverer.on_exec(&hint, now_ns, now_ns) {
@@ -290,6 +298,9 @@ impl Worker {
         }
         if let Event::Exchange(record) = &event {
             self.known.captured(record, &self.path.rules);
+            if self.known.reads(record) {
+                self.classify(&Hint::pid(record.pid), now_ns);
+            }
             if let Some(refusal) = self.path.budget.refuses(TraceId(record.trace_id)) {
                 return self.pass_over(record, refusal, now_ns);
             }

@@ -23,12 +23,13 @@ use crate::doctor;
 use crate::enrich::{self, Enricher};
 use crate::export::{self, ExporterSettings, Exporters, Protocol, Tuning};
 use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
-use crate::rewrite;
+use crate::rewrite::{self, Modes};
 use crate::sample::Sampler;
 use crate::store::{QueueBounds, Retention, Store};
 use crate::sys::kernel::{self, Kernel};
 use crate::sys::probe::effective_capabilities;
 use crate::sys::ring::Rings;
+use crate::sys::selftest;
 use crate::sys::types::KernelTypes;
 use crate::sys::usage;
 use crate::web::{ApiState, Readiness, Server};
@@ -73,7 +74,21 @@ pub fn run(config: &Config) -> Result<()> {
         deadline_ns: deadline_ns()?,
         count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
     };
-    let loaded = types.wait().and_then(|types| Kernel::load(&types, options));
+    let mut rewrite = rewrite::Policy::new(config);
+    let loaded = types.wait().and_then(|types| {
+        std::thread::scope(|scope| {
+            // Each waits for the kernel more than it works.
+            let test = rewrite.is_on().then(|| scope.spawn(|| selftest::run(&types)));
+            let loaded = Kernel::load(&types, options);
+            if let Some(test) = test {
+                rewrite.allow(match test.join() {
+                    Ok(test) => Modes::of(&test),
+                    Err(_) => Modes::none("the self-test has failed"),
+                });
+            }
+            loaded
+        })
+    });
     let (mut kernel, rings) =
         loaded.context("the kernel side does not load; `spanwire doctor` says what this node lacks")?;
     let facts = RunFacts {
@@ -82,7 +97,6 @@ pub fn run(config: &Config) -> Result<()> {
         api_port: servers.api,
         health_port: servers.health,
     };
-    let rewrite = rewrite::Policy::new(config);
     let mut ports = rules.ports();
     rewrite.add_ports(&mut ports);
     for (port, value) in ports {
@@ -467,7 +481,7 @@ fn status(
         .map(|line| {
             json!({
                 "pid": line.pid, "name": line.name, "runtime": line.runtime, "class": line.class, "why": line.why,
-                "captured": line.captured, "rule": line.rule,
+                "captured": line.captured, "rule": line.rule, "propagate": line.propagate, "ingress": line.ingress,
             })
         })
         .collect();

@@ -14,3 +14,4 @@ pub mod sock_fexit;
 pub mod state;
 #[cfg(feature = "untyped")]
 pub mod syscall;
+pub mod trial;

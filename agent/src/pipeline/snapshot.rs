@@ -43,6 +43,10 @@ pub struct ProcessLine {
     pub why: &'static str,
     /// Some of its sockets may be captured.
     pub captured: bool,
+    /// Which of its requests bear trace context.
+    pub propagate: Box<str>,
+    /// Whether its responses may bear the trace id, or why not.
+    pub ingress: Box<str>,
     /// The selector that decided.
     pub rule: Box<str>,
 }

@@ -10,6 +10,7 @@ pub mod pod;
 pub mod probe;
 pub mod rewrite;
 pub mod ring;
+pub mod selftest;
 mod tracefs;
 mod trial;
 pub mod types;

@@ -29,6 +29,15 @@ impl Object {
     /// The best first.
     pub(super) const ALL: [Self; 3] = [Self::Typed, Self::Untyped, Self::Scalars];
 
+    /// The file.
+    pub(super) const fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Typed => TYPED,
+            Self::Untyped => UNTYPED,
+            Self::Scalars => SCALARS,
+        }
+    }
+
     /// What its programs do less well, for people, whatever their family.
     pub(super) const fn gaps(self) -> &'static [&'static str] {
         match self {
@@ -130,7 +139,7 @@ pub(super) struct Loader<'a> {
 impl Loader<'_> {
     /// Loads an object, the hooks that every family is used with, and the walks; attaches nothing.
     pub(super) fn load(&self, object: Object, rings: &[MapData]) -> Result<Ebpf, KernelError> {
-        let offsets = self.offsets(object)?;
+        let offsets = Self::offsets(self.types, object)?;
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
@@ -155,20 +164,17 @@ impl Loader<'_> {
         for (table, entries) in tables(self.options.connections) {
             loader.map_max_entries(table, entries);
         }
-        let bytes = match object {
-            Object::Typed => TYPED,
+        match object {
+            Object::Typed => {}
             Object::Untyped | Object::Scalars => {
                 loader.override_global("RECVMSG_FLAGS", &recvmsg_flags, true);
                 loader.map_max_entries("SOCKETS", (self.options.connections / 2).max(1_024));
                 if object == Object::Scalars {
                     loader.override_global("THREAD_SIZE", &thread_size, true);
-                    SCALARS
-                } else {
-                    UNTYPED
                 }
             }
-        };
-        let mut ebpf = loader.load(bytes)?;
+        }
+        let mut ebpf = loader.load(object.bytes())?;
         put_rings(&mut ebpf, rings)?;
         hooks::load(&mut ebpf, &ALWAYS, &self.types.aya).map_err(|(name, error)| refused(name)(error))?;
         for (name, kind) in walks(object) {
@@ -185,12 +191,13 @@ impl Loader<'_> {
         Ok(ebpf)
     }
 
-    fn offsets(&self, object: Object) -> Result<Vec<(&'static str, u32)>, KernelError> {
+    /// Where the fields lie that an object's programs read, by the globals that tell them.
+    pub(super) fn offsets(types: &KernelTypes, object: Object) -> Result<Vec<(&'static str, u32)>, KernelError> {
         let mut offsets = Vec::with_capacity(OFFSETS.len() + OFFSETS_UNTYPED.len() + 1);
         for (global, structure, field) in OFFSETS {
-            let mut offset = self.types.btf.offset(structure, field)?;
+            let mut offset = types.btf.offset(structure, field)?;
             if field == "ns" {
-                offset += self.types.btf.offset("ns_common", "inum")?;
+                offset += types.btf.offset("ns_common", "inum")?;
             }
             offsets.push((global, offset));
         }
@@ -201,13 +208,13 @@ impl Loader<'_> {
                 &[]
             };
             for (global, structure, field) in OFFSETS_UNTYPED.iter().chain(besides) {
-                offsets.push((global, self.types.btf.offset(structure, field)?));
+                offsets.push((global, types.btf.offset(structure, field)?));
             }
             // A `struct socket` begins its `struct socket_alloc`.
-            let inode = self.types.btf.offset("socket_alloc", "vfs_inode")?;
+            let inode = types.btf.offset("socket_alloc", "vfs_inode")?;
             offsets.push((
                 "OFF_SOCKET_INODE_NUMBER",
-                inode + self.types.btf.offset("inode", "i_ino")?,
+                inode + types.btf.offset("inode", "i_ino")?,
             ));
         }
         Ok(offsets)

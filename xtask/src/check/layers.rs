@@ -9,11 +9,12 @@ use super::sources;
 use crate::workspace;
 
 /// The agent's modules, in order. Those of one row do not know each other.
-const ROWS: [&[&str]; 16] = [
+const ROWS: [&[&str]; 17] = [
     &["span"],
     &["counters"],
     &["config"],
     &["sys"],
+    &["rewrite"],
     &["discover", "doctor"],
     &["decode"],
     &["assemble"],
