@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::bpf::{self, one_line};
 use super::btf::BtfError;
 use super::hooks::{self, Family, HooksError, ALWAYS};
-pub use super::object::Options;
+pub use super::object::{Options, RewriteFault};
 use super::object::{Loader, Object};
 use super::pod;
 use super::trial;
