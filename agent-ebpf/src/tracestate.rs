@@ -2,6 +2,7 @@
 //!
 //! verifier: see `engine`. The member in hand lies in the list, which lies in a map.
 
+use spanwire_common::protocol::http1::cut;
 use spanwire_common::protocol::tracestate::{check, locate, take, TraceState, CALLS};
 
 use crate::global::global;
@@ -26,8 +27,9 @@ pub fn keep(state: *mut SockState, scratch: *mut Scratch) {
             return;
         }
     }
-    let to = working.cursor.text_from.wrapping_add(working.cursor.text_len);
-    let mut from = working.cursor.text_from;
+    // The whole of what is in view: more than a text holds.
+    let to = working.cursor.value_to;
+    let mut from = working.cursor.value_from;
     for _ in 0..CALLS {
         if from >= to {
             break;
@@ -48,7 +50,7 @@ global! {
             return u32::MAX;
         }
         // SAFETY: a live map value.
-        locate(unsafe { &mut *list }, &working.window, from, to, working.cursor.text_cut != 0)
+        locate(unsafe { &mut *list }, &working.window, from, to, working.cursor.cut == cut::LONG)
     }
 }
 

@@ -377,6 +377,8 @@ fn long_states() -> Vec<Row> {
     };
     let line = |members: &[String]| format!("tracestate: {}", members.join(","));
     let fits = list(&[200, 200, 110]);
+    let first_is_longest = list(&[258, 205, 205, 100]);
+    let first_and_third = list(&[250, 240, 245, 230, 20]);
     let over = list(&[200, 200, 111]);
     let longest_in_the_middle = list(&[100, 150, 250, 120, 20]);
     let in_lines = list(&[240, 180, 190, 20]);
@@ -394,6 +396,16 @@ fn long_states() -> Vec<Row> {
     vec![
         kept("512 characters", &[&line(&fits)], &fits.join(",")),
         one_of_two,
+        kept(
+            "771 characters, the longest first",
+            &[&line(&first_is_longest)],
+            &without(&first_is_longest, &[0]),
+        ),
+        kept(
+            "989 characters, the first and the third longest",
+            &[&line(&first_and_third)],
+            &without(&first_and_third, &[0, 2]),
+        ),
         kept(
             "640 characters, the longest in the middle",
             &[&line(&longest_in_the_middle)],
