@@ -18,7 +18,9 @@ use crate::atomic;
 use crate::call::{copy_kernel, READABLE_MESSAGE};
 use crate::count::count;
 use crate::engine::{bring, carries_requests, framing, move_on, restore};
-use crate::exchange::{admit, begin, caused, ensure_trace, CONTEXT_DECIDED, CONTEXT_INVALID, CONTEXT_RANDOM, CONTEXT_SAMPLED};
+use crate::exchange::{
+    admit, begin, caused, ensure_trace, CONTEXT_DECIDED, CONTEXT_INVALID, CONTEXT_RANDOM, CONTEXT_SAMPLED,
+};
 use crate::global::{global, working};
 use crate::ids;
 use crate::lines::{request_line, scan, skim_request};
@@ -183,7 +185,9 @@ pub fn copied_state(_preview: &mut Preview) -> *mut SockState {
 /// Who sends is captured, and its requests may be rewritten.
 #[inline(always)]
 fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
-    let Some(settings) = SETTINGS.get_ptr(0) else { return false };
+    let Some(settings) = SETTINGS.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: a whole object, an element of an array.
     let (call, settings) = unsafe { (&mut (*scratch).call, &*settings) };
     identify(sk, call, sk.family(), TX);

@@ -73,6 +73,7 @@ fn a_node_that_can_do_everything() {
     for row in &report.rows {
         let expected = match row.feature.as_str() {
             "lockdown" => "integrity",
+            "sockmap self-test" => "yes",
             name if name.starts_with("sockmap ") => "clean",
             _ => "yes",
         };
@@ -151,7 +152,10 @@ fn without_sk_msg_the_sockmap_is_not_tried() {
         .filter(|row| row.feature.starts_with("sockmap "))
         .collect();
     assert_eq!(tried.len(), 1);
-    assert_eq!((tried[0].feature.as_str(), tried[0].state), ("sockmap self-test", "not probed"));
+    assert_eq!(
+        (tried[0].feature.as_str(), tried[0].state),
+        ("sockmap self-test", "not probed")
+    );
     assert!(report.tracing_possible);
 }
 

@@ -6,8 +6,8 @@ use spanwire_common::abi::KEPT_HEADERS;
 
 use super::export::exporters;
 use super::later::{ingress, refuse_unless_empty, sampling, Later};
-use super::propagate::propagate;
 use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Store, Tenant};
+use super::propagate::propagate;
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
 use super::selectors::{only_excludes, Selector, SelectorKey};

@@ -212,10 +212,7 @@ impl Loader<'_> {
             }
             // A `struct socket` begins its `struct socket_alloc`.
             let inode = types.btf.offset("socket_alloc", "vfs_inode")?;
-            offsets.push((
-                "OFF_SOCKET_INODE_NUMBER",
-                inode + types.btf.offset("inode", "i_ino")?,
-            ));
+            offsets.push(("OFF_SOCKET_INODE_NUMBER", inode + types.btf.offset("inode", "i_ino")?));
         }
         Ok(offsets)
     }

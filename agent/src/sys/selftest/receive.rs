@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sockets::{
-    memory_file, pipe, queued_bytes, reset as reset_connection, send, send_file, splice as move_bytes,
-    wait_for, Pair, PATIENCE,
+    memory_file, pipe, queued_bytes, reset as reset_connection, send, send_file, splice as move_bytes, wait_for, Pair,
+    PATIENCE,
 };
 use super::waiting::{Interrupter, Waiting};
 use super::Seen;
@@ -166,7 +166,9 @@ pub(super) fn splice(mut pair: Pair) -> io::Result<Seen> {
         return Ok(Err("splice moved other bytes than came".into()));
     }
 
-    let content: Vec<u8> = (0..200_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> = (0..200_000u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let file = memory_file(&content)?;
     let mut far = pair.far.try_clone()?;
     let reader = std::thread::spawn(move || {
@@ -187,7 +189,11 @@ pub(super) fn splice(mut pair: Pair) -> io::Result<Seen> {
             "sendfile sent {sent} of {} bytes, {} arrived{}",
             content.len(),
             received.len(),
-            if received.len() == content.len() { ", others" } else { "" }
+            if received.len() == content.len() {
+                ", others"
+            } else {
+                ""
+            }
         )));
     }
     pair.far.shutdown(Shutdown::Write)?;
