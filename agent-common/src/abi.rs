@@ -336,6 +336,8 @@ pub mod process_event {
     pub const EXEC: u8 = 3;
     /// The thread rule contradicted itself in this process.
     pub const DEMOTED: u8 = 4;
+    /// One of its sockets waits for connections from now on.
+    pub const LISTEN: u8 = 5;
 }
 
 /// Ancestors beyond the parent that a [`ProcessRecord`] names.
@@ -547,6 +549,8 @@ pub mod process_flag {
     pub const REWRITES_ALL: u8 = 16;
     /// It answers clients that no agent sees, and cannot write the trace id into its responses: whom it asks does.
     pub const RETURNS_BY_UPSTREAM: u8 = 32;
+    /// Its responses bear the trace id whoever asks.
+    pub const RETURNS_ALWAYS: u8 = 64;
 }
 
 /// Value of the map PROCESSES (key: thread group id, u32).
@@ -590,10 +594,10 @@ pub struct PortValue {
     pub propagate_exclude: u32,
 }
 
-/// How many ranges of addresses requests may be rewritten to.
-pub const DESTINATIONS_MOST: usize = 64;
+/// How many ranges of addresses DESTINATIONS and TRUSTED hold.
+pub const RANGES_MOST: usize = 64;
 
-/// Element of the map DESTINATIONS. An address is 16 bytes in network order, as two words in memory order; one of IPv4 is the
+/// Element of the maps DESTINATIONS and TRUSTED. An address is 16 bytes in network order, as two words in memory order; one of IPv4 is the
 /// mapped one (`::ffff:a.b.c.d`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -676,6 +680,8 @@ pub mod setting {
     pub const REWRITE: u32 = 32;
     /// Responses bear the trace id.
     pub const RETURN: u32 = 64;
+    /// Inbound context is adopted from peers in TRUSTED only.
+    pub const TRUST: u32 = 128;
 }
 
 /// How many user-agent prefixes the kernel side compares.

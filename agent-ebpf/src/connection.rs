@@ -1,7 +1,7 @@
 //! What a connection's life means for the exchanges on it: connects, ends of streams, deaths, the deadline.
 
-use aya_ebpf::helpers::generated::bpf_get_current_pid_tgid;
-use spanwire_common::abi::{cause, flag, outcome, process_flag, setting, ProcessClass};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
+use spanwire_common::abi::{cause, flag, outcome, process_event, process_flag, setting, ProcessClass};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::phase;
 
@@ -17,13 +17,14 @@ use crate::state::{
     SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
 use crate::worker::{self, is_nginx};
-use crate::{access, arch, engine, enrol, opaque, unit};
+use crate::{access, arch, engine, enrol, opaque, process, unit};
 
 /// TCP states (include/net/tcp_states.h).
 const TCP_SYN_SENT: i32 = 2;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
 const TCP_LAST_ACK: i32 = 9;
+const TCP_LISTEN: i32 = 10;
 
 const ETIMEDOUT: u16 = 110;
 const ECONNREFUSED: u16 = 111;
@@ -154,6 +155,9 @@ pub fn sweep(sk: Sock) {
 /// A TCP socket changed its state.
 #[inline(always)]
 pub fn on_state(sk: Sock, old: i32, new: i32) {
+    if new == TCP_LISTEN {
+        return listens(sk);
+    }
     if new != TCP_SYN_SENT && new != TCP_CLOSE && new != TCP_FIN_WAIT1 && new != TCP_LAST_ACK {
         return;
     }
@@ -162,6 +166,21 @@ pub fn on_state(sk: Sock, old: i32, new: i32) {
         change_state(sk, scratch, old, new);
         give_back(scratch);
     }
+}
+
+/// A process waits for connections: what it is has to be known before the first comes, if its responses are to bear the trace
+/// id.
+#[inline(always)]
+fn listens(sk: Sock) {
+    let Some(settings) = SETTINGS.get_ptr(0) else { return };
+    // SAFETY: an element of an array; no arguments.
+    let (settings, pid) = unsafe { (&*settings, (bpf_get_current_pid_tgid() >> 32) as u32) };
+    let wanted = setting::CAPTURE | setting::RETURN;
+    if settings.flags & wanted != wanted || pid == settings.own_pid || sk.local_port() == 0 {
+        return;
+    }
+    // SAFETY: no arguments.
+    process::ask(pid, unsafe { bpf_ktime_get_ns() }, process_event::LISTEN);
 }
 
 /// Working memory for what comes in a thread or in a softirq that interrupts one; null if there is none.

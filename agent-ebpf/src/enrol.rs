@@ -4,8 +4,9 @@
 use aya_ebpf::bindings::{
     bpf_sock_ops, BPF_NOEXIST, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG, BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG,
 };
+use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::generated::{bpf_map_delete_elem, bpf_sock_hash_update, bpf_sock_ops_cb_flags_set};
-use spanwire_common::abi::{ingress_key, process_flag, setting, Settings, DESTINATIONS_MOST};
+use spanwire_common::abi::{ingress_key, process_flag, setting, AddressRange, Settings, RANGES_MOST};
 use spanwire_common::drop::KernelCounter;
 
 use crate::access;
@@ -57,17 +58,21 @@ fn is_asked(call: &Call, settings: &Settings) -> bool {
 }
 
 /// The other end is in a range that requests may be rewritten to.
-///
-/// verifier: as `class_or_name`, a function that is walked once.
 #[inline(never)]
 fn is_destination(call: &Call) -> bool {
+    is_in(call, &DESTINATIONS)
+}
+
+/// The other end is in one of these ranges.
+#[inline(always)]
+pub fn is_in(call: &Call, ranges: &Array<AddressRange, { RANGES_MOST }>) -> bool {
     let mut address = call.remote_addr;
     if call.family == spanwire_common::abi::family::INET {
         address = [0, address[0] << 32 | 0xffff_0000];
     }
     let [high, low] = address;
-    for index in 0..DESTINATIONS_MOST {
-        let Some(range) = DESTINATIONS.get_ptr(index as u32) else {
+    for index in 0..RANGES_MOST {
+        let Some(range) = ranges.get_ptr(index as u32) else {
             return false;
         };
         // SAFETY: an element of an array.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_prandom_u32};
 use spanwire_common::abi::{
-    context_format, flag, outcome, process_flag, protocol_id, text, PortValue, ProcessClass, ProcessValue, Settings,
+    context_format, flag, outcome, process_flag, protocol_id, setting, text, PortValue, ProcessClass, ProcessValue, Settings,
     TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
@@ -11,12 +11,12 @@ use spanwire_common::protocol::http1::Request;
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
 use crate::global::global;
-use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS};
+use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS, TRACESTATES, TRUSTED};
 use crate::state::{
     Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE,
     EX_TOLD, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, ids, rewrite, unit, wire};
+use crate::{emit, enrol, ids, rewrite, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -214,6 +214,7 @@ fn clear(exchange: &mut Exchange, inherited: bool) {
     exchange.response_bytes = 0;
     exchange.wire_key = 0;
     exchange.status = 0;
+    exchange.has_tracestate = 0;
     let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context_flags);
     clear_request(&mut exchange.request);
     if inherited {
@@ -281,6 +282,9 @@ global! {
         let exchange = &mut state.exchange;
         let call = &mut scratch.call;
         exchange.state |= EX_HEAD;
+        if exchange.side == ROLE_SERVER && exchange.request.context_format != context_format::NONE {
+            believe(exchange, call);
+        }
         let request = &exchange.request;
         if request.otlp != 0 {
             exchange.state |= EX_EXCLUDED;
@@ -297,12 +301,20 @@ global! {
             exchange.flags |= flag::CONTEXT_INVALID;
         }
         if exchange.side == ROLE_SERVER {
+            if call.process_flags & process_flag::RETURNS_ALWAYS != 0 {
+                exchange.flags |= flag::RETURN_WANTED;
+            }
             if wire::meet(exchange) {
                 exchange.state |= EX_EXCLUDED;
                 return 1;
             }
             if call.blocking != 0 {
                 exchange.flags |= flag::BLOCKING;
+            }
+            if exchange.has_tracestate != 0 && exchange.request.context_format != context_format::W3C {
+                // It came without a traceparent that holds.
+                let span_id = exchange.span_id;
+                let _ = TRACESTATES.remove(&span_id);
             }
             ensure_trace(exchange, call.slot);
             opens(exchange, call);
@@ -313,7 +325,9 @@ global! {
                 caused(exchange, call);
                 ensure_trace(exchange, call.slot);
             }
-            if call.process_flags & process_flag::RETURNS_BY_UPSTREAM != 0 {
+            let by_upstream = call.process_flags & process_flag::RETURNS_BY_UPSTREAM != 0;
+            // Of an edge that ends TLS no request is seen.
+            if by_upstream || (exchange.cause == 0 && passes_headers_on(exchange.class)) {
                 exchange.flags |= flag::RETURN_WANTED;
             }
             wire::leave(exchange);
@@ -327,6 +341,29 @@ pub const CONTEXT_SAMPLED: u8 = 1;
 pub const CONTEXT_RANDOM: u8 = 2;
 pub const CONTEXT_DECIDED: u8 = 4;
 pub const CONTEXT_INVALID: u8 = 8;
+
+/// Proxies, which pass on the headers of responses.
+#[inline(always)]
+fn passes_headers_on(class: u8) -> bool {
+    matches!(ProcessClass::from_u8(class), ProcessClass::Nginx | ProcessClass::Proxy)
+}
+
+/// A context that came from a peer that is not trusted is none.
+///
+/// verifier: in a frame of its own: see `opaque::sent`.
+#[inline(never)]
+fn believe(exchange: &mut Exchange, call: &Call) {
+    let Some(settings) = SETTINGS.get_ptr(0) else { return };
+    // SAFETY: an element of an array.
+    if unsafe { (*settings).flags } & setting::TRUST == 0 || enrol::is_in(call, &TRUSTED) {
+        return;
+    }
+    let request = &mut exchange.request;
+    ids::set_trace_id(request, [0; 2]);
+    request.parent_id = [0; 8];
+    request.context_format = context_format::NONE;
+    request.context_flags = 0;
+}
 
 /// A trace id of its own for an exchange that took over none; its lower 56 bits are random (W3C Level 2).
 #[inline(always)]

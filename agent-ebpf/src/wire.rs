@@ -26,7 +26,8 @@ pub fn leave(exchange: &Exchange) {
         context_flags: exchange.request.context_flags,
         own: 0,
         format: exchange.request.context_format | forwarded,
-        returns: u8::from(exchange.flags & flag::RETURN_WANTED != 0),
+        // A client that nobody has classified yet may turn out not to be captured: it is given the trace id, too.
+        returns: u8::from(exchange.flags & (flag::RETURN_WANTED | flag::UNCLASSIFIED) != 0),
         reserved: [0; 4],
     };
     cost(KernelCounter::MapOperations);

@@ -25,6 +25,7 @@
 pub mod agent;
 pub mod apps;
 pub mod cases;
+pub mod differential;
 pub mod http;
 pub mod judge;
 pub mod kernel;

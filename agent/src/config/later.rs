@@ -2,12 +2,10 @@
 //! would.
 
 use super::reader::{Field, Reader, Section};
-use super::value::HeaderName;
 
 /// A capability of contract.md that is not there yet.
 #[derive(Clone, Copy)]
 pub(super) enum Later {
-    Rewriting,
     Control,
     Kubernetes,
 }
@@ -15,7 +13,6 @@ pub(super) enum Later {
 impl Later {
     const fn as_str(self) -> &'static str {
         match self {
-            Self::Rewriting => "rewriting",
             Self::Control => "control",
             Self::Kubernetes => "kubernetes",
         }
@@ -27,52 +24,6 @@ impl Later {
             "{what} is not built yet: it comes with the {} capability",
             self.as_str()
         )
-    }
-}
-
-pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>) {
-    auto_or_false(reader, &mut section, "returning the trace id in responses");
-    if let Some(field) = section.take(reader, "headers") {
-        for item in field.items(reader).unwrap_or_default() {
-            let name = item.value(reader, "a header name", HeaderName::parse);
-            if name.is_some_and(|name| name.as_str() != "server-timing") {
-                item.refuse(
-                    reader,
-                    Later::Rewriting.refuses("returning the trace id in another header"),
-                );
-            }
-        }
-    }
-    if let Some(field) = section.take(reader, "trust") {
-        refuse_unless_empty(
-            reader,
-            &field,
-            Later::Rewriting,
-            "adopting context from named peers only",
-        );
-    }
-    if let Some(field) = section.take(reader, "services") {
-        refuse_unless_empty(reader, &field, Later::Rewriting, "choosing ingress services");
-    }
-    section.finish(reader);
-}
-
-/// `enabled: auto | false`; `true` asks for what is not there.
-fn auto_or_false(reader: &mut Reader, section: &mut Section<'_>, what: &str) {
-    let Some(field) = section.take(reader, "enabled") else {
-        return;
-    };
-    match field.text(reader, "auto or false") {
-        None | Some("auto" | "false") => {}
-        Some("true") => {
-            let message = format!("{}; expected auto or false", Later::Rewriting.refuses(what));
-            field.refuse(reader, message);
-        }
-        Some(_) => {
-            field.value(reader, "auto or false", |_| {
-                Err::<(), _>("expected auto or false".to_owned())
-            });
-        }
     }
 }
 

@@ -14,6 +14,7 @@ mod environment;
 mod export;
 mod flags;
 mod glob;
+mod ingress;
 mod later;
 mod model;
 mod parse;
@@ -33,7 +34,7 @@ pub use self::environment::Environment;
 pub use self::flags::Flags;
 pub use self::glob::Glob;
 pub use self::model::{
-    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Limits, LocalRanges, PathDetail,
+    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Ingress, Limits, LocalRanges, PathDetail,
     Propagate, Retention, Store, Switch, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};

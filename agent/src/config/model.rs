@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::endpoint::Endpoint;
+use super::glob::Glob;
 use super::selectors::Selector;
 use super::value::{AddressRange, HeaderName, Secret};
 
@@ -13,6 +14,7 @@ use super::value::{AddressRange, HeaderName, Secret};
 pub struct Config {
     pub capture: Capture,
     pub propagate: Propagate,
+    pub ingress: Ingress,
     /// `propagate.destinations`: what counts as inside; also decides `root` against `unknown (remote)`.
     pub local_ranges: LocalRanges,
     pub exporters: Vec<Exporter>,
@@ -73,6 +75,29 @@ pub struct Propagate {
     pub include: Vec<Selector>,
     /// Wins over `include`.
     pub exclude: Vec<Selector>,
+}
+
+/// Trace ids in responses to clients that nobody traces.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ingress {
+    pub enabled: Switch,
+    /// Names of the header lines that bear the trace id, without doubles.
+    pub headers: Vec<HeaderName>,
+    /// Peers whose inbound context is adopted; none: every peer's.
+    pub trust: Vec<AddressRange>,
+    /// Services (by name) whose responses bear the trace id whoever asks.
+    pub services: Vec<Glob>,
+}
+
+impl Default for Ingress {
+    fn default() -> Self {
+        Self {
+            enabled: Switch::Auto,
+            headers: vec![HeaderName::server_timing()],
+            trust: Vec::new(),
+            services: Vec::new(),
+        }
+    }
 }
 
 /// How much of a request's path a span carries.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use spanwire_common::abi::KEPT_HEADERS;
 
 use super::export::exporters;
-use super::later::{ingress, refuse_unless_empty, sampling, Later};
+use super::ingress::ingress;
+use super::later::{refuse_unless_empty, sampling, Later};
 use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Store, Tenant};
 use super::propagate::propagate;
 use super::reader::{one_of, Field, Reader, Section};
@@ -39,7 +40,7 @@ pub(super) fn document(reader: &mut Reader, root: &Node) -> FromFile {
         propagate(reader, below, &mut config.propagate, &mut config.local_ranges);
     }
     if let Some(below) = section.section(reader, "ingress") {
-        ingress(reader, below);
+        ingress(reader, below, &mut config.ingress);
     }
     if let Some(field) = section.take(reader, "export") {
         export_given = true;

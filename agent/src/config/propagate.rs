@@ -5,6 +5,17 @@ use super::parse::selectors;
 use super::reader::{Field, Reader, Section};
 use super::value::AddressRange;
 
+/// `auto`, `true` or `false`.
+pub(super) fn switch(reader: &mut Reader, field: &Field<'_>) -> Switch {
+    let value = field.value(reader, "auto, true or false", |text| match text {
+        "auto" => Ok(Switch::Auto),
+        "true" => Ok(Switch::On),
+        "false" => Ok(Switch::Off),
+        _ => Err("expected auto, true or false".to_owned()),
+    });
+    value.unwrap_or_default()
+}
+
 /// Reads the section.
 pub(super) fn propagate(
     reader: &mut Reader,
@@ -13,13 +24,7 @@ pub(super) fn propagate(
     local: &mut LocalRanges,
 ) {
     if let Some(field) = section.take(reader, "enabled") {
-        let enabled = field.value(reader, "auto, true or false", |text| match text {
-            "auto" => Ok(Switch::Auto),
-            "true" => Ok(Switch::On),
-            "false" => Ok(Switch::Off),
-            _ => Err("expected auto, true or false".to_owned()),
-        });
-        propagate.enabled = enabled.unwrap_or_default();
+        propagate.enabled = switch(reader, &field);
     }
     if let Some(field) = section.take(reader, "include") {
         propagate.include = selectors(reader, &field, false);

@@ -146,6 +146,11 @@ pub(super) fn parse_port(text: &str) -> Result<u16, String> {
 pub struct HeaderName(String);
 
 impl HeaderName {
+    /// `server-timing` (W3C Server Timing), which responses bear the trace id in by default.
+    pub fn server_timing() -> Self {
+        Self("server-timing".to_owned())
+    }
+
     /// Reads a name whose values may be kept: credential headers are refused (AC-007).
     pub fn parse_kept(text: &str) -> Result<Self, String> {
         let name = Self::parse(text)?;

@@ -21,6 +21,7 @@ mod cache;
 mod cgroup;
 mod elf;
 mod environment;
+pub mod listeners;
 mod maps;
 pub mod node;
 mod process;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use spanwire_common::abi::{family, flag, protocol_id, side, ExchangeRecord};
 
 pub use address::ClientAddress;
-pub use resource::{resource, Node};
+pub use resource::{resource, service_name, Node};
 
 use crate::discover::Process;
 use crate::span::{Attribute, Settled, Span, SpanId, SpanKind, SpanStatus, Value};

@@ -57,7 +57,7 @@ pub fn resource(process: &Process, node: &Node) -> Resource {
 }
 
 /// The declared name, else the container, else executable and script.
-fn service_name(info: &ProcessInfo) -> Cow<'_, str> {
+pub fn service_name(info: &ProcessInfo) -> Cow<'_, str> {
     if let Some(name) = &info.declared.service_name {
         return Cow::Borrowed(name);
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use foldhash::fast::RandomState;
-use spanwire_common::abi::ExchangeRecord;
+use spanwire_common::abi::{flag, side, ExchangeRecord};
 
 use super::ProcessLine;
 use crate::config::{ProcessMasks, SelectorRules};
@@ -24,6 +24,8 @@ struct Entry {
     masks: ProcessMasks,
     /// Include items whose port one of its sockets had.
     by_port: u32,
+    /// It has read a request from a socket that blocks, or from one that does not.
+    reads_blocking: Option<bool>,
 }
 
 impl Known {
@@ -33,8 +35,40 @@ impl Known {
         if self.processes.len() >= KNOWN && !self.processes.contains_key(&pid) {
             return;
         }
-        let by_port = self.processes.get(&pid).map_or(0, |known| known.by_port);
-        self.processes.insert(pid, Entry { line, masks, by_port });
+        let before = self.processes.get(&pid);
+        let entry = Entry {
+            line,
+            masks,
+            by_port: before.map_or(0, |known| known.by_port),
+            reads_blocking: before.and_then(|known| known.reads_blocking),
+        };
+        self.processes.insert(pid, entry);
+    }
+
+    /// A process has read a request. True if that tells something new: one socket that blocks counts for all.
+    pub(super) fn reads(&mut self, record: &ExchangeRecord) -> bool {
+        if record.side != side::SERVER {
+            return false;
+        }
+        let Some(known) = self.processes.get_mut(&record.pid) else {
+            return false;
+        };
+        let is_blocking = record.flags & flag::BLOCKING != 0;
+        let is_new = known.reads_blocking.is_none_or(|before| is_blocking && !before);
+        if is_new {
+            known.reads_blocking = Some(is_blocking);
+        }
+        is_new
+    }
+
+    /// Everyone.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.processes.keys().copied().collect()
+    }
+
+    /// What [`Known::reads`] was told of a process.
+    pub(super) fn reads_blocking(&self, pid: u32) -> Option<bool> {
+        self.processes.get(&pid).and_then(|known| known.reads_blocking)
     }
 
     /// A socket of a process was captured: its ports tell by which item, where that names one.
@@ -105,6 +139,8 @@ mod tests {
             class: String::new(),
             why: "",
             captured: rules.may_capture(masks),
+            propagate: "".into(),
+            ingress: "".into(),
             rule: "".into(),
         };
         let mut known = Known::default();

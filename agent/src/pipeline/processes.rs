@@ -6,7 +6,10 @@ use spanwire_common::abi::ProcessValue;
 
 use super::{ProcessLine, Worker};
 use crate::config::ProcessFacts;
+use crate::discover::listeners::{listeners, Listener};
 use crate::discover::{Hint, ProcRoot, Process};
+use crate::enrich::service_name;
+use crate::rewrite::Habits;
 use crate::sys::kernel;
 
 /// Beginnings of the names of executables worth a look before anything is attached. Any other process is looked at when
@@ -45,13 +48,26 @@ impl Worker {
         let propagate = self.path.rewrite.masks(&facts);
         let captured = self.path.rules.may_capture(masks);
         let verdict = process.verdict();
+        let habits = Habits {
+            class: verdict.class,
+            runtime: verdict.runtime_name,
+            reads_blocking: self.known.reads_blocking(pid),
+        };
+        let permit = self.path.rewrite.permit(habits, &service_name(&process.info));
+        let may_return = captured && permit.responses.is_ok();
+        let held = if may_return {
+            listeners(&ProcRoot::default(), pid)
+        } else {
+            Vec::new()
+        };
+        self.holds(pid, &held);
         let value = ProcessValue {
             include: masks.include,
             exclude: masks.exclude,
             propagate_include: propagate.include,
             propagate_exclude: propagate.exclude,
             class: verdict.class as u8,
-            flags: self.path.rewrite.flags(verdict.class),
+            flags: permit.flags,
             ..ProcessValue::default()
         };
         if let Err(error) = self.tell_kernel(pid, value) {
@@ -73,10 +89,25 @@ impl Worker {
             class: format!("{:?}", verdict.class),
             why: verdict.why,
             captured,
+            propagate: permit.requests.into(),
+            ingress: match permit.responses {
+                Ok(()) => "yes".into(),
+                Err(reason) => format!("no: {reason}").into(),
+            },
             // Filled in when it is shown: sockets still to come may tell.
             rule: Box::default(),
         };
         self.known.classified(line, masks);
+    }
+
+    /// These are the listening sockets of a process whose responses may bear the trace id.
+    pub(super) fn holds(&mut self, pid: u32, held: &[Listener]) {
+        for change in self.ingress.holds(pid, held) {
+            let Listener { netns, port } = change.listener;
+            if let Err(error) = self.path.kernel.set_ingress(netns, port, change.is_one) {
+                tracing::warn!(%error, port, "cannot tell the kernel side about a listening socket");
+            }
+        }
     }
 
     /// The kernel side forgets a process when it ends: what it is told of one that has ended already would stay, and be

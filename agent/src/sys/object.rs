@@ -46,6 +46,7 @@ impl Object {
                 "the programs for kernels before Linux 5.15 look up what they work on at every step: a captured call costs more",
                 "the programs for kernels before Linux 5.15 do without atomic operations that tell what was there: a connection \
                  that is reset while a call on it ends on another CPU may be recorded twice",
+                "the programs for kernels before Linux 5.15 keep no tracestate: a traceparent that is put into a request goes alone",
             ],
         }
     }

@@ -30,7 +30,9 @@ pod! {
     CallKey(abi::CallKey);
     /// Value of CALLS.
     CallUnderWay(abi::CallUnderWay);
-    /// Value of DESTINATIONS.
+    /// Value of RETURN_LINES.
+    ReturnLines(abi::ReturnLines);
+    /// Value of DESTINATIONS and TRUSTED.
     AddressRange(abi::AddressRange);
     /// Value of OPAQUE_TURNS.
     OpaqueTurn(abi::OpaqueTurn);

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use aya::maps::{Array, HashMap, SockHash};
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkMsg, SockOps};
 use aya::Ebpf;
-use spanwire_common::abi::{setting, AddressRange, DESTINATIONS_MOST};
+use spanwire_common::abi::{ingress_key, setting, AddressRange, ReturnLines, RANGES_MOST};
 
 use super::kernel::{named, refused, Kernel, KernelError};
 use super::{pod, probe};
@@ -18,6 +18,9 @@ const REWRITE: &str = "rewrite_messages";
 /// The sockets whose messages it sees.
 const ENROLLED: &str = "ENROLLED";
 
+/// Both, as `spanwire_hook_attached` names them.
+pub const HOOKS: [&str; 2] = [ENROL, REWRITE];
+
 /// What may be rewritten.
 #[derive(Clone, Debug, Default)]
 pub struct Reach {
@@ -25,6 +28,12 @@ pub struct Reach {
     pub destinations: Vec<AddressRange>,
     /// ... and not on one of these ports.
     pub spared_ports: Vec<u16>,
+    /// Peers whose inbound context is adopted; none: every peer's.
+    pub trusted: Vec<AddressRange>,
+    /// What is put into responses.
+    pub return_lines: ReturnLines,
+    /// What is done at all: [`setting::REWRITE`], [`setting::RETURN`].
+    pub settings: u32,
 }
 
 impl Kernel {
@@ -35,8 +44,11 @@ impl Kernel {
     /// What the kernel refuses. Nothing is attached then.
     pub fn begin_rewriting(&mut self, reach: &Reach) -> Result<(), KernelError> {
         self.set_reach(reach)?;
+        if reach.settings == 0 {
+            return Ok(());
+        }
         let attached = attach(self.ebpf());
-        if let Err(error) = attached.and_then(|()| self.allow_rewriting(true)) {
+        if let Err(error) = attached.and_then(|()| self.allow_rewriting(reach.settings)) {
             self.end_rewriting();
             return Err(error);
         }
@@ -46,7 +58,7 @@ impl Kernel {
     /// Nothing is rewritten any more, and every enrolled socket is its own again. May be called at any time.
     pub fn end_rewriting(&mut self) {
         // First what costs nothing: the programs do nothing from here on.
-        let _ = self.allow_rewriting(false);
+        let _ = self.allow_rewriting(0);
         let ebpf = self.ebpf();
         unload(ebpf, ENROL);
         release_all(ebpf);
@@ -55,29 +67,57 @@ impl Kernel {
         release_all(ebpf);
     }
 
-    fn allow_rewriting(&mut self, allow: bool) -> Result<(), KernelError> {
+    fn allow_rewriting(&mut self, what: u32) -> Result<(), KernelError> {
         let mut settings = self.settings()?;
-        settings.flags &= !setting::REWRITE;
-        if allow {
-            settings.flags |= setting::REWRITE;
-        }
+        settings.flags &= !(setting::REWRITE | setting::RETURN);
+        settings.flags |= what;
         self.set_settings(settings)
     }
 
-    fn set_reach(&mut self, reach: &Reach) -> Result<(), KernelError> {
-        let map = self.map("DESTINATIONS")?;
-        let mut destinations = Array::<_, pod::AddressRange>::try_from(map).map_err(named("DESTINATIONS"))?;
-        let unused = AddressRange::default();
-        for index in 0..DESTINATIONS_MOST {
-            let range = reach.destinations.get(index).unwrap_or(&unused);
-            destinations
-                .set(index as u32, pod::AddressRange(*range), 0)
-                .map_err(named("DESTINATIONS"))?;
+    /// Connections to a listening socket are enrolled for their responses, or no longer.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`].
+    pub fn set_ingress(&mut self, netns: u32, port: u16, is_one: bool) -> Result<(), KernelError> {
+        let map = self.map("INGRESS")?;
+        let mut ingress = HashMap::<_, u64, u32>::try_from(map).map_err(named("INGRESS"))?;
+        let key = ingress_key(netns, port);
+        if is_one {
+            return ingress.insert(key, 1, 0).map_err(named("INGRESS"));
         }
+        // Not there is as good as gone.
+        let _ = ingress.remove(&key);
+        Ok(())
+    }
+
+    fn set_reach(&mut self, reach: &Reach) -> Result<(), KernelError> {
+        self.set_ranges("DESTINATIONS", &reach.destinations)?;
+        self.set_ranges("TRUSTED", &reach.trusted)?;
+        let mut settings = self.settings()?;
+        settings.flags &= !setting::TRUST;
+        if !reach.trusted.is_empty() {
+            settings.flags |= setting::TRUST;
+        }
+        self.set_settings(settings)?;
+        let map = self.map("RETURN_LINES")?;
+        let mut lines = Array::<_, pod::ReturnLines>::try_from(map).map_err(named("RETURN_LINES"))?;
+        lines
+            .set(0, pod::ReturnLines(reach.return_lines), 0)
+            .map_err(named("RETURN_LINES"))?;
         let map = self.map("SPARED_PORTS")?;
         let mut spared = HashMap::<_, u32, u32>::try_from(map).map_err(named("SPARED_PORTS"))?;
         for port in &reach.spared_ports {
             spared.insert(u32::from(*port), 1, 0).map_err(named("SPARED_PORTS"))?;
+        }
+        Ok(())
+    }
+
+    fn set_ranges(&mut self, name: &'static str, ranges: &[AddressRange]) -> Result<(), KernelError> {
+        let mut table = Array::<_, pod::AddressRange>::try_from(self.map(name)?).map_err(named(name))?;
+        let unused = AddressRange::default();
+        for index in 0..RANGES_MOST {
+            let range = ranges.get(index).unwrap_or(&unused);
+            table.set(index as u32, pod::AddressRange(*range), 0).map_err(named(name))?;
         }
         Ok(())
     }

@@ -304,6 +304,17 @@ impl SelfTest {
         }
     }
 
+    /// Everything is clean but these rows: for tests of what follows.
+    #[cfg(test)]
+    pub(crate) fn with_faults(names: &str) -> Self {
+        let mut test = Self::without_answers("");
+        for outcome in &mut test.outcomes {
+            outcome.verdict = Verdict::Clean;
+        }
+        test.make_faulty(names);
+        test
+    }
+
     fn make_faulty(&mut self, names: &str) {
         for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
             let mut known = false;

@@ -1,0 +1,197 @@
+//! Generated exchanges in great number, played by processes of their own: blocking and polling ones at both ends.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{bail, ensure, Context, Result};
+use spanwire_tests::agent::Agent;
+use spanwire_tests::cases::say;
+use spanwire_tests::differential::record::{Record, Run};
+use spanwire_tests::differential::socket::NUMBERS;
+use spanwire_tests::place::{free_port, Place};
+use spanwire_tests::service::{Launch, Service, Target};
+
+use crate::{rewriting, REQUEST_NAMES, RESPONSE_NAMES};
+
+/// In the ordinary run; `SPANWIRE_EXCHANGES` says otherwise.
+const EXCHANGES: u32 = 100_000;
+/// Exchanges of one agent's life.
+const ROUND: u32 = 50_000;
+const MODES: [&str; 2] = ["blocking", "polling"];
+const CALLERS: usize = 6;
+const SERVERS: usize = 16;
+const ROUND_LIMIT: Duration = Duration::from_mins(10);
+/// From the last client's end until the last server's line.
+const LAST_LINES: Duration = Duration::from_secs(20);
+/// Differences printed of each kind of exchange; the rest is counted.
+const PRINTED: usize = 3;
+/// A stall by Nagle's algorithm and a delayed acknowledgement is at least this long.
+const STALL: u64 = 38_000;
+
+/// Plays every exchange twice and compares.
+pub(crate) fn generated(place: &Place) -> Result<String> {
+    let count: u32 = match std::env::var("SPANWIRE_EXCHANGES") {
+        Ok(text) => text.parse().context("SPANWIRE_EXCHANGES is no number")?,
+        Err(_) => EXCHANGES,
+    };
+    ensure!((1..NUMBERS).contains(&count), "between 1 and {NUMBERS} exchanges can be played");
+    let seed = match std::env::var("SPANWIRE_SEED") {
+        Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    say(&format!("seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"));
+    let mut total = Total::default();
+    for round in 0..count.div_ceil(ROUND) {
+        let from = round * ROUND;
+        let numbers = (from, count.min(from + ROUND));
+        let start = Instant::now();
+        let off = play(place, seed, numbers, "off")?;
+        let without = start.elapsed();
+        let agent = Agent::start(&rewriting())?;
+        let ready = start.elapsed();
+        let on = play(place, seed, numbers, "on")?;
+        let with = start.elapsed() - ready;
+        drop(agent);
+        say(&format!("exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent", numbers.0, numbers.1));
+        total.add(seed, &off, &on);
+    }
+    total.judge(count)
+}
+
+#[derive(Default)]
+struct Total {
+    exchanges: usize,
+    faults: Vec<String>,
+    differences: Vec<String>,
+    requests: u64,
+    responses: u64,
+    lines: Vec<String>,
+    stalls: [usize; 2],
+}
+
+impl Total {
+    fn add(&mut self, seed: u64, off: &Run, on: &Run) {
+        self.exchanges += on.records.len() / 2;
+        self.faults.extend(off.faults());
+        let found = off.differences(on);
+        self.differences.extend(found.into_iter().map(|text| format!("seed {seed}: {text}")));
+        let without = off.coverage(|_| String::new()).remove("").unwrap_or_default();
+        if without.inserted + without.corrected > 0 {
+            self.faults.push(format!("lines were added without an agent: {without:?}"));
+        }
+        for (side, row) in on.coverage(|record| record.key.1.clone()) {
+            let added = if side.starts_with("server") { &mut self.requests } else { &mut self.responses };
+            *added += row.with;
+            self.lines.push(format!("{side}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+        }
+        let by_kind = on.coverage(|record: &Record| format!("{} at {}", record.kind, record.key.1));
+        for (kind, row) in by_kind.iter().filter(|(_, row)| row.with > 0) {
+            self.lines.push(format!("  {kind}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+        }
+        self.stalls[0] += off.slower_than(STALL);
+        self.stalls[1] += on.slower_than(STALL);
+    }
+
+    fn judge(self, count: u32) -> Result<String> {
+        say("sides that received an added line:");
+        for line in &self.lines {
+            say(line);
+        }
+        say(&format!("exchanges of 38 ms or more: {} without, {} with", self.stalls[0], self.stalls[1]));
+        print_by_kind(&self.faults);
+        print_by_kind(&self.differences);
+        ensure!(
+            self.faults.is_empty(),
+            "{} exchanges went wrong without an agent: the test is at fault",
+            self.faults.len()
+        );
+        ensure!(self.differences.is_empty(), "{} differences, see above", self.differences.len());
+        ensure!(self.exchanges == count as usize, "{} of {count} exchanges were played", self.exchanges);
+        ensure!(self.requests > 0, "no request carried an added header: nothing was shown");
+        Ok(format!(
+            "{} exchanges twice, 0 differences; {} connections with a request header added, {} with a response header",
+            self.exchanges, self.requests, self.responses
+        ))
+    }
+}
+
+/// The first of each kind, and how many there are. The kind is the third field of a record.
+fn print_by_kind(texts: &[String]) {
+    let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
+    for text in texts {
+        kinds.entry(text.split('\t').nth(2).unwrap_or_default()).or_default().push(text);
+    }
+    for (kind, texts) in kinds {
+        say(&format!("{kind}: {} differences", texts.len()));
+        for text in texts.iter().take(PRINTED) {
+            say(text);
+        }
+    }
+}
+
+/// One run over the numbers: two servers, two clients, each of another mode.
+fn play(place: &Place, seed: u64, (from, to): (u32, u32), name: &str) -> Result<Run> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut file = |who: &str| {
+        let file = place.join(&format!("{name}-{from}-{who}"));
+        files.push(file.clone());
+        file
+    };
+    let mut servers = Vec::new();
+    let mut ports = Vec::new();
+    for mode in MODES {
+        let port = free_port()?;
+        let launch = exchanges(&format!("serve-{mode}"), place)
+            .args(["serve", mode, &seed.to_string(), &port.to_string(), &SERVERS.to_string()])
+            .arg(file(&format!("server-{mode}")))
+            .arg(REQUEST_NAMES);
+        servers.push(launch.start(&[Target::loopback(port)])?);
+        ports.push(port.to_string());
+    }
+    let mut clients: Vec<Service> = Vec::new();
+    for (index, mode) in (0..).zip(MODES) {
+        let numbers = [from + index, to, 2].map(|number| number.to_string());
+        let launch = exchanges(&format!("call-{mode}"), place)
+            .args(["call", mode, &seed.to_string()])
+            .args(numbers)
+            .arg(CALLERS.to_string())
+            .arg(file(&format!("client-{mode}")))
+            .arg(RESPONSE_NAMES)
+            .args(&ports);
+        clients.push(launch.spawn()?);
+    }
+    for client in &mut clients {
+        let status = client.wait_end(ROUND_LIMIT)?;
+        ensure!(status.success(), "{} ended with {status}:\n{}", client.name(), client.log());
+    }
+    read(&files, 2 * (to - from) as usize)
+}
+
+/// Reads what the processes wrote once it is complete, or does not grow any more.
+fn read(files: &[PathBuf], lines: usize) -> Result<Run> {
+    let start = Instant::now();
+    loop {
+        let mut written = 0;
+        for file in files {
+            written += memchr::memchr_iter(b'\n', &std::fs::read(file).unwrap_or_default()).count();
+        }
+        if written >= lines || start.elapsed() > LAST_LINES {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let mut run = Run::default();
+    for file in files {
+        run.read(file)?;
+        std::fs::remove_file(file)?;
+    }
+    if run.records.is_empty() {
+        bail!("no exchange was played");
+    }
+    Ok(run)
+}
+
+fn exchanges(name: &str, place: &Place) -> Launch {
+    Launch::new(name, env!("CARGO_BIN_EXE_spanwire-exchanges").into(), place)
+}
