@@ -115,6 +115,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, config::ConfigEr
         kernel,
         rings: Rings::new(rings),
         rules: Arc::clone(&rules),
+        sdk: config.capture.sdk,
         rewrite,
         assembler: Assembler::new(assemble_options(config, &rules, &masks, &addresses)),
         addresses,
