@@ -41,6 +41,7 @@ pub type Connections = BTreeMap<(String, usize), Connection>;
 struct Shared {
     open: usize,
     connections: Connections,
+    messages: Vec<Message>,
 }
 
 /// The server; it stops listening when dropped.
@@ -66,13 +67,13 @@ impl Recorder {
                 let kept = Arc::clone(&kept);
                 kept.lock().unwrap_or_else(PoisonError::into_inner).open += 1;
                 std::thread::spawn(move || {
-                    let connection = record(&stream);
+                    let connection = record(&stream, &kept);
                     drop(stream);
                     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                     kept.open -= 1;
                     let path = connection.messages.first().map(Message::second_word).unwrap_or_default();
-                    let before = kept.connections.range((path.clone(), 0)..=(path.clone(), usize::MAX)).count();
-                    kept.connections.insert((path, before), connection);
+                    let key = free_key(&kept.connections, path);
+                    kept.connections.insert(key, connection);
                 });
             }
         });
@@ -94,6 +95,7 @@ impl Recorder {
         loop {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             if shared.open == 0 {
+                shared.messages.clear();
                 return Ok(std::mem::take(&mut shared.connections));
             }
             if start.elapsed() > SETTLE {
@@ -103,6 +105,31 @@ impl Recorder {
             sleep(Duration::from_millis(20));
         }
     }
+}
+
+impl Recorder {
+    /// Every message since the last time, as if each had a connection of its own: a proxy uses its connections as it
+    /// likes, and keeps them.
+    pub fn take_messages(&self) -> Connections {
+        // For bodies that are still on their way behind an early answer.
+        sleep(Duration::from_millis(200));
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.connections.clear();
+        let mut taken = Connections::new();
+        for message in shared.messages.drain(..) {
+            let key = free_key(&taken, message.second_word());
+            let messages = vec![message];
+            let end = String::new();
+            taken.insert(key, Connection { messages, end });
+        }
+        taken
+    }
+}
+
+/// The path, and how many of it there are already.
+fn free_key(connections: &Connections, path: String) -> (String, usize) {
+    let before = connections.range((path.clone(), 0)..=(path.clone(), usize::MAX)).count();
+    (path, before)
 }
 
 impl Drop for Recorder {
@@ -115,7 +142,7 @@ impl Drop for Recorder {
     }
 }
 
-fn record(stream: &TcpStream) -> Connection {
+fn record(stream: &TcpStream, kept: &Mutex<Shared>) -> Connection {
     let mut connection = Connection::default();
     let _ = stream.set_read_timeout(Some(IDLE));
     let _ = stream.set_nodelay(true);
@@ -133,6 +160,7 @@ fn record(stream: &TcpStream) -> Connection {
         match messages.next(Expected::Request, at_head) {
             Ok(message) => {
                 let broken = message.broken.is_some();
+                kept.lock().unwrap_or_else(PoisonError::into_inner).messages.push(message.clone());
                 let stays = if early { Ok(keeps(&message)) } else { answer(stream, &message) };
                 connection.messages.push(message);
                 match stays {

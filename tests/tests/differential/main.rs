@@ -5,6 +5,7 @@
 mod bulk;
 mod clients;
 mod probe;
+mod servers;
 
 use serde_json::json;
 use spanwire_tests::agent::Setup;
@@ -48,5 +49,13 @@ fn clients_send_and_get_the_same() {
     let place = Place::new("clients").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("clients", || clients::compared(&place));
+    cases.finish();
+}
+
+#[test]
+fn servers_and_proxies_answer_and_forward_the_same() {
+    let place = Place::new("servers").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("servers and proxies", || servers::compared(&place));
     cases.finish();
 }
