@@ -98,13 +98,11 @@ impl<'a> Align<'a> {
             self.pass_heads();
             let next = self.heads.first();
             if next.is_some_and(|head| head.blank == self.position && head.may_insert && rest.first() != Some(&b'\r')) {
-                match self.added_line(rest)? {
-                    Some(length) => rest = rest.get(length..).unwrap_or_default(),
-                    None => {
-                        self.pending = rest.to_vec();
-                        return Ok(());
-                    }
-                }
+                let Some(length) = self.added_line(rest)? else {
+                    self.pending = rest.to_vec();
+                    return Ok(());
+                };
+                rest = rest.get(length..).unwrap_or_default();
                 continue;
             }
             // Up to the next place where a line may come in, or the end of both.
@@ -211,7 +209,6 @@ impl<'a> Align<'a> {
 /// The value is what that header holds.
 fn well_formed(name: &str, value: &str) -> bool {
     match name {
-        "traceparent" => is_traceparent(value),
         "tracestate" => !value.is_empty() && value.contains('='),
         "server-timing" => {
             let quoted = value.strip_prefix("traceparent;desc=\"");

@@ -17,7 +17,10 @@ use super::socket::{self, Mode};
 
 /// A thread's connection, so that another can end a wait that would last for ever.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<Mutex<Option<(Instant, Weak<TcpStream>)>>>);
+pub struct Slot(Arc<Mutex<Option<Held>>>);
+
+/// Since when a thread has had which connection.
+type Held = (Instant, Weak<TcpStream>);
 
 impl Slot {
     fn hold(&self, stream: &Arc<TcpStream>) {

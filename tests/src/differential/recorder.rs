@@ -166,7 +166,7 @@ fn record(stream: &TcpStream, kept: &Mutex<Shared>) -> Connection {
                 match stays {
                     Ok(true) if !broken => {}
                     Ok(_) => {
-                        connection.end = "ended here".to_owned();
+                        "ended here".clone_into(&mut connection.end);
                         return connection;
                     }
                     Err(error) => {

@@ -20,7 +20,6 @@ const EXCHANGES: u32 = 100_000;
 const ROUND: u32 = 50_000;
 const MODES: [&str; 2] = ["blocking", "polling"];
 const CALLERS: usize = 6;
-const SERVERS: usize = 16;
 const ROUND_LIMIT: Duration = Duration::from_mins(10);
 /// From the last client's end until the last server's line.
 const LAST_LINES: Duration = Duration::from_secs(20);
@@ -36,11 +35,7 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         Err(_) => EXCHANGES,
     };
     ensure!((1..NUMBERS).contains(&count), "between 1 and {NUMBERS} exchanges can be played");
-    let seed = match std::env::var("SPANWIRE_SEED") {
-        Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-    };
-    say(&format!("seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"));
+    let seed = seed()?;
     let mut total = Total::default();
     for round in 0..count.div_ceil(ROUND) {
         let from = round * ROUND;
@@ -51,12 +46,22 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         let agent = Agent::start(&rewriting())?;
         let ready = start.elapsed();
         let on = play(place, seed, numbers, "on")?;
-        let with = start.elapsed() - ready;
+        let with = start.elapsed().saturating_sub(ready);
         drop(agent);
         say(&format!("exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent", numbers.0, numbers.1));
         total.add(seed, &off, &on);
     }
     total.judge(count)
+}
+
+/// Another one every time, unless `SPANWIRE_SEED` names it.
+pub(crate) fn seed() -> Result<u64> {
+    let seed = match std::env::var("SPANWIRE_SEED") {
+        Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    say(&format!("seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"));
+    Ok(seed)
 }
 
 #[derive(Default)]
@@ -117,7 +122,7 @@ impl Total {
 }
 
 /// The first of each kind, and how many there are. The kind is the third field of a record.
-fn print_by_kind(texts: &[String]) {
+pub(crate) fn print_by_kind(texts: &[String]) {
     let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for text in texts {
         kinds.entry(text.split('\t').nth(2).unwrap_or_default()).or_default().push(text);
@@ -130,42 +135,80 @@ fn print_by_kind(texts: &[String]) {
     }
 }
 
-/// One run over the numbers: two servers, two clients, each of another mode.
-fn play(place: &Place, seed: u64, (from, to): (u32, u32), name: &str) -> Result<Run> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    let mut file = |who: &str| {
-        let file = place.join(&format!("{name}-{from}-{who}"));
-        files.push(file.clone());
-        file
-    };
-    let mut servers = Vec::new();
-    let mut ports = Vec::new();
-    for mode in MODES {
-        let port = free_port()?;
-        let launch = exchanges(&format!("serve-{mode}"), place)
-            .args(["serve", mode, &seed.to_string(), &port.to_string(), &SERVERS.to_string()])
-            .arg(file(&format!("server-{mode}")))
-            .arg(REQUEST_NAMES);
-        servers.push(launch.start(&[Target::loopback(port)])?);
-        ports.push(port.to_string());
+/// One run over the numbers.
+fn play(place: &Place, seed: u64, numbers: (u32, u32), name: &str) -> Result<Run> {
+    Playing::start(place, seed, numbers, name, CALLERS)?.finish()
+}
+
+/// A run under way: two servers, two clients, each of another mode.
+pub(crate) struct Playing {
+    clients: Vec<Service>,
+    // They end when they are dropped, after the clients.
+    _servers: Vec<Service>,
+    files: Vec<PathBuf>,
+    lines: usize,
+}
+
+impl Playing {
+    /// Plays the numbers, each client so many connections at a time.
+    pub(crate) fn start(place: &Place, seed: u64, (from, to): (u32, u32), name: &str, callers: usize) -> Result<Self> {
+        let mut files: Vec<PathBuf> = Vec::new();
+        let mut file = |who: &str| {
+            let file = place.join(&format!("{name}-{from}-{who}"));
+            files.push(file.clone());
+            file
+        };
+        // Every connection of both clients may be at one server.
+        let threads = (2 * callers + 4).to_string();
+        let mut servers = Vec::new();
+        let mut ports = Vec::new();
+        for mode in MODES {
+            let port = free_port()?;
+            let launch = exchanges(&format!("serve-{mode}"), place)
+                .args(["serve", mode, &seed.to_string(), &port.to_string(), &threads])
+                .arg(file(&format!("server-{mode}")))
+                .arg(REQUEST_NAMES);
+            servers.push(launch.start(&[Target::loopback(port)])?);
+            ports.push(port.to_string());
+        }
+        let mut clients: Vec<Service> = Vec::new();
+        for (index, mode) in (0..).zip(MODES) {
+            let numbers = [from + index, to, 2].map(|number| number.to_string());
+            let launch = exchanges(&format!("call-{mode}"), place)
+                .args(["call", mode, &seed.to_string()])
+                .args(numbers)
+                .arg(callers.to_string())
+                .arg(file(&format!("client-{mode}")))
+                .arg(RESPONSE_NAMES)
+                .args(&ports);
+            clients.push(launch.spawn()?);
+        }
+        Ok(Self {
+            clients,
+            _servers: servers,
+            files,
+            lines: 2 * (to - from) as usize,
+        })
     }
-    let mut clients: Vec<Service> = Vec::new();
-    for (index, mode) in (0..).zip(MODES) {
-        let numbers = [from + index, to, 2].map(|number| number.to_string());
-        let launch = exchanges(&format!("call-{mode}"), place)
-            .args(["call", mode, &seed.to_string()])
-            .args(numbers)
-            .arg(CALLERS.to_string())
-            .arg(file(&format!("client-{mode}")))
-            .arg(RESPONSE_NAMES)
-            .args(&ports);
-        clients.push(launch.spawn()?);
+
+    /// Whether a client is still at work.
+    pub(crate) fn goes_on(&mut self) -> Result<bool> {
+        for client in &mut self.clients {
+            if client.ended()?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
-    for client in &mut clients {
-        let status = client.wait_end(ROUND_LIMIT)?;
-        ensure!(status.success(), "{} ended with {status}:\n{}", client.name(), client.log());
+
+    /// Waits for the end, and reads what everybody saw.
+    pub(crate) fn finish(mut self) -> Result<Run> {
+        for client in &mut self.clients {
+            let status = client.wait_end(ROUND_LIMIT)?;
+            ensure!(status.success(), "{} ended with {status}:\n{}", client.name(), client.log());
+        }
+        read(&self.files, self.lines)
     }
-    read(&files, 2 * (to - from) as usize)
 }
 
 /// Reads what the processes wrote once it is complete, or does not grow any more.

@@ -1,7 +1,8 @@
 //! Real servers and proxies, unmodified, between a client and a server that keep every byte.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -195,13 +196,13 @@ fn request(server: &Server, id: &str, rng: &mut StdRng) -> Request {
     if rng.random_ratio(1, 3) {
         let (trace, parent): (u128, u64) = (rng.random(), rng.random());
         let name = if rng.random_ratio(1, 4) { "Traceparent" } else { "traceparent" };
-        head.push_str(&format!("{name}: 00-{trace:032x}-{parent:016x}-01\r\n"));
+        let _ = write!(head, "{name}: 00-{trace:032x}-{parent:016x}-01\r\n");
         if rng.random() {
             head.push_str("tracestate: rojo=00f067aa0ba902b7,congo=t61rcWkgMzE\r\n");
         }
     }
     for field in 0..rng.random_range(0..6) {
-        head.push_str(&format!("X-Field-{field}: {}\r\n", "v".repeat(rng.random_range(1..300))));
+        let _ = write!(head, "X-Field-{field}: {}\r\n", "v".repeat(rng.random_range(1..300)));
     }
     let mut body = Vec::new();
     if method == "POST" {
@@ -211,7 +212,7 @@ fn request(server: &Server, id: &str, rng: &mut StdRng) -> Request {
             head.push_str("Transfer-Encoding: chunked\r\n");
             body = [format!("{length:x}\r\n").as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
         } else {
-            head.push_str(&format!("Content-Length: {length}\r\n"));
+            let _ = write!(head, "Content-Length: {length}\r\n");
         }
     }
     head.push_str("\r\n");
