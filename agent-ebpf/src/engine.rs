@@ -5,6 +5,8 @@
 //! verified once, with unknown arguments, instead of once per path that leads to it. Their loops and branches then
 //! add up instead of multiplying.
 
+#[cfg(not(feature = "scalars"))]
+use spanwire_common::abi::text;
 use spanwire_common::abi::ProcessClass;
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{self, phase, step as code, Cursor, Framing};
@@ -20,6 +22,8 @@ use crate::global::global;
 use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
 use crate::process::{is_to_note, note_process};
+#[cfg(not(feature = "scalars"))]
+use crate::tracestate;
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
     SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
@@ -165,7 +169,14 @@ global! {
                 request_ends(state, scratch)
             }
             code::MESSAGE_END => message_answered(known, scratch),
-            code::TEXT if requests => send_text(state, scratch),
+            code::TEXT if requests => {
+                // Left out where every step is walked with look-ups in it: the program would be too large (before 5.13).
+                #[cfg(not(feature = "scalars"))]
+                if direction == RX && working.cursor.text_what == text::TRACESTATE {
+                    tracestate::keep(state, scratch);
+                }
+                send_text(state, scratch)
+            }
             code::TEXT => 1,
             code::UPGRADED => {
                 respond(known, scratch, RESPONSE_UPGRADED);

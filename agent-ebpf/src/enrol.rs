@@ -9,14 +9,14 @@ use aya_ebpf::helpers::generated::{bpf_map_delete_elem, bpf_sock_hash_update, bp
 use spanwire_common::abi::{ingress_key, process_flag, setting, AddressRange, Settings, RANGES_MOST};
 use spanwire_common::drop::KernelCounter;
 
+use crate::access;
 use crate::count::count;
 use crate::maps::{DESTINATIONS, ENROLLED, INGRESS, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
 use crate::message::{fails, fault};
 use crate::state::{
-    Call, SockState, ASKS_TO_LEAVE, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS, REWRITE_WANTED,
-    ROLE_CLIENT,
+    Call, SockState, ASKS_TO_LEAVE, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS,
+    REWRITE_WANTED, ROLE_CLIENT,
 };
-use crate::access;
 
 /// Callbacks that an enrolled socket gets: before each segment that it sends, and for each that it receives.
 const CALLBACKS: u32 = BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG | BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG;
@@ -25,7 +25,11 @@ const CALLBACKS: u32 = BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG | BPF_SOCK_OPS_PARSE_A
 #[inline(always)]
 pub fn wanted(call: &Call, settings: &Settings) -> u8 {
     let may = settings.flags & setting::REWRITE != 0 && call.process_flags & process_flag::REWRITES != 0;
-    if !may || !is_asked(call, settings) || SPARED_PORTS.get_ptr(&u32::from(call.remote_port)).is_some() || !is_destination(call) {
+    if !may
+        || !is_asked(call, settings)
+        || SPARED_PORTS.get_ptr(&u32::from(call.remote_port)).is_some()
+        || !is_destination(call)
+    {
         return 0;
     }
     if call.process_flags & process_flag::REWRITES_ALL != 0 {

@@ -11,10 +11,10 @@ use spanwire_common::protocol::http1::Request;
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
 use crate::global::global;
-use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS, TRUSTED};
+use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS, TRACESTATES, TRUSTED};
 use crate::state::{
-    Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE, EX_TOLD,
-    ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
+    Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE,
+    EX_TOLD, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
 use crate::{emit, enrol, ids, rewrite, unit, wire};
 
@@ -214,6 +214,7 @@ fn clear(exchange: &mut Exchange, inherited: bool) {
     exchange.response_bytes = 0;
     exchange.wire_key = 0;
     exchange.status = 0;
+    exchange.has_tracestate = 0;
     let (tenant, context_flags) = (exchange.request.tenant, exchange.request.context_flags);
     clear_request(&mut exchange.request);
     if inherited {
@@ -309,6 +310,11 @@ global! {
             }
             if call.blocking != 0 {
                 exchange.flags |= flag::BLOCKING;
+            }
+            if exchange.has_tracestate != 0 && exchange.request.context_format != context_format::W3C {
+                // It came without a traceparent that holds.
+                let span_id = exchange.span_id;
+                let _ = TRACESTATES.remove(&span_id);
             }
             ensure_trace(exchange, call.slot);
             opens(exchange, call);

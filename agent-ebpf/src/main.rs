@@ -45,6 +45,8 @@ mod seen;
 mod sk;
 mod socket;
 mod state;
+#[cfg(not(feature = "scalars"))]
+mod tracestate;
 mod unit;
 mod wire;
 mod worker;

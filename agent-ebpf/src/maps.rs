@@ -8,6 +8,7 @@ use spanwire_common::abi::{
     RANGES_MOST,
 };
 use spanwire_common::drop::KERNEL_COUNTERS;
+use spanwire_common::protocol::tracestate::TraceState;
 use spanwire_common::protocol::window::CARRY_BYTES;
 
 use crate::state::{Exchange, Inbound, InboundKey, Prepared, Preview, Scratch, Unit};
@@ -113,6 +114,25 @@ pub static DESTINATIONS: Array<AddressRange, { RANGES_MOST }> = Array::new();
 /// Whose inbound context is adopted, where the settings say that not everybody's is. As DESTINATIONS.
 #[btf_map]
 pub static TRUSTED: Array<AddressRange, { RANGES_MOST }> = Array::new();
+
+/// Span id of a server's exchange -> the tracestate that came with its traceparent, for the requests it causes.
+#[btf_map]
+pub static TRACESTATES: LruHashMap<u64, TraceState, 2048> = LruHashMap::new();
+
+/// As [`blank_carry`].
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+pub fn blank_tracestate(span_id: u64) -> *mut TraceState {
+    const { assert!(size_of::<TraceState>() <= size_of::<Carry>()) };
+    let Some(blank) = BLANK.get_ptr(0) else {
+        return core::ptr::null_mut();
+    };
+    // SAFETY: an element of an array, and no smaller than a list; all zero is an empty one.
+    if TRACESTATES.insert(&span_id, unsafe { &*blank.cast() }, 0).is_err() {
+        return core::ptr::null_mut();
+    }
+    TRACESTATES.get_ptr_mut(&span_id).unwrap_or(core::ptr::null_mut())
+}
 
 /// Ports of the other end whose connections are left alone: TLS, and protocols in which the server speaks first. Written by user
 /// space.

@@ -18,9 +18,7 @@ use crate::message::{insert, Line, Message, Outcome, LINE_BYTES};
 use crate::rewrite::{blank_line, copied_state, prepare, value_of, ALIEN, DONE, MORE, STEPS, UNFINISHED};
 use crate::sk::Sock;
 use crate::socket::identify;
-use crate::state::{
-    Exchange, Preview, Scratch, SockState, ASKS_TO_LEAVE, EX_EXCLUDED, EX_HEAD, EX_OPEN, NOWHERE, TX,
-};
+use crate::state::{Exchange, Preview, Scratch, SockState, ASKS_TO_LEAVE, EX_EXCLUDED, EX_HEAD, EX_OPEN, NOWHERE, TX};
 
 /// A message of a socket that was accepted.
 ///
@@ -142,14 +140,22 @@ fn put_in(message: Message, sk: Sock, known: &mut SockState, preview: &mut Previ
 #[inline(always)]
 fn write_lines(exchange: &Exchange, line: &mut Line) -> bool {
     const { assert!(RETURN_BYTES <= LINE_BYTES) };
-    let Some(lines) = RETURN_LINES.get_ptr(0) else { return false };
+    let Some(lines) = RETURN_LINES.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: an element of an array.
     let lines: &ReturnLines = unsafe { &*lines };
     if lines.len == 0 {
         return false;
     }
     // SAFETY: no longer than a line.
-    if !unsafe { copy_kernel((&raw mut line.words).cast(), RETURN_BYTES as u32, (&raw const lines.words).cast()) } {
+    if !unsafe {
+        copy_kernel(
+            (&raw mut line.words).cast(),
+            RETURN_BYTES as u32,
+            (&raw const lines.words).cast(),
+        )
+    } {
         return false;
     }
     let value = value_of(exchange);

@@ -13,16 +13,19 @@ use spanwire_common::protocol::context::traceparents;
 use spanwire_common::protocol::http1::request::{signed, Method};
 use spanwire_common::protocol::http1::{self, phase, step as code, Cursor};
 use spanwire_common::protocol::traceparent;
+use spanwire_common::protocol::tracestate::LIST_BYTES;
 
 use crate::atomic;
 use crate::call::{copy_kernel, READABLE_MESSAGE};
 use crate::count::count;
 use crate::engine::{bring, carries_requests, framing, move_on, restore};
-use crate::exchange::{admit, begin, caused, ensure_trace, CONTEXT_DECIDED, CONTEXT_INVALID, CONTEXT_RANDOM, CONTEXT_SAMPLED};
+use crate::exchange::{
+    admit, begin, caused, ensure_trace, CONTEXT_DECIDED, CONTEXT_INVALID, CONTEXT_RANDOM, CONTEXT_SAMPLED,
+};
 use crate::global::{global, working};
 use crate::ids;
 use crate::lines::{request_line, scan, skim_request};
-use crate::maps::{slot, PREPARED, PREVIEW, SETTINGS};
+use crate::maps::{slot, PREPARED, PREVIEW, SETTINGS, TRACESTATES};
 use crate::message::{insert, replace, Line, Message, Outcome};
 use crate::seen;
 use crate::sk::Sock;
@@ -183,7 +186,9 @@ pub fn copied_state(_preview: &mut Preview) -> *mut SockState {
 /// Who sends is captured, and its requests may be rewritten.
 #[inline(always)]
 fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
-    let Some(settings) = SETTINGS.get_ptr(0) else { return false };
+    let Some(settings) = SETTINGS.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: a whole object, an element of an array.
     let (call, settings) = unsafe { (&mut (*scratch).call, &*settings) };
     identify(sk, call, sk.family(), TX);
@@ -342,6 +347,9 @@ fn decide(
     let exchange = unsafe { &mut (*copy).exchange };
     let outcome = if inserts {
         write_line(exchange, &mut preview.line);
+        if exchange.flags & flag::ADOPTED_CAUSE != 0 {
+            add_tracestate(exchange.related_span_id, &mut preview.line);
+        }
         let outcome = insert(message.0, at, &preview.line);
         if outcome == Outcome::Done as u32 {
             known.inserted = preview.line.len as u16;
@@ -458,8 +466,46 @@ fn write_line(exchange: &Exchange, line: &mut Line) {
     words[6] = w4 >> 24 | w5 << 40;
     words[7] = w5 >> 24 | w6 << 40;
     words[8] = w6 >> 24 | END;
-    line.len = 13 + traceparent::VALUE_BYTES + 2;
+    line.len = TRACEPARENT_BYTES as u32;
 }
+
+/// The tracestate that came to the cause, behind the traceparent's line.
+///
+/// verifier: a function of its own, whose stack ends with it.
+#[inline(never)]
+fn add_tracestate(span_id: u64, line: &mut Line) {
+    let Some(list) = TRACESTATES.get_ptr(&span_id) else {
+        return;
+    };
+    // SAFETY: a live map value.
+    let list = unsafe { &*list };
+    let len = u64::from(list.len());
+    if len == 0 || len > LIST_BYTES as u64 {
+        return;
+    }
+    let name = *b"tracestate: ";
+    let end = *b"\r\n";
+    let mut bytes = len;
+    // SAFETY: register arithmetic only.
+    unsafe { core::arch::asm!("{0} &= 1023", inout(reg) bytes) };
+    const { assert!(VALUE_AT + 1023 + 2 <= size_of::<Line>() - 8) };
+    // SAFETY: the line has room for the longest list, and `spill` behind it for what the verifier takes to be one; what is read
+    // behind the list lies in the same map value.
+    unsafe {
+        let to = (&raw mut line.words).cast::<u8>();
+        let whole = copy_kernel(to.add(VALUE_AT), bytes as u32, (&raw const *list).cast())
+            && copy_kernel(to.add(TRACEPARENT_BYTES), 12, name.as_ptr())
+            && copy_kernel(to.add(VALUE_AT + bytes as usize), 2, end.as_ptr());
+        if whole {
+            line.len = VALUE_AT as u32 + len as u32 + 2;
+        }
+    }
+}
+
+/// `traceparent: ...` and its line end.
+const TRACEPARENT_BYTES: usize = 13 + traceparent::VALUE_BYTES as usize + 2;
+/// Where the tracestate's value goes.
+const VALUE_AT: usize = TRACEPARENT_BYTES + 12;
 
 /// Puts our span's id in the place of the parent's, where the application has passed on what came to it.
 #[inline(always)]

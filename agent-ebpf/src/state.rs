@@ -85,7 +85,8 @@ pub struct Exchange {
     pub class: u8,
     /// Context flags of the request for which it was connected.
     pub inherited_context: u8,
-    pub reserved: u8,
+    /// 1: a tracestate came with the request; its list is in TRACESTATES.
+    pub has_tracestate: u8,
     pub request: Request,
 }
 

@@ -147,7 +147,6 @@ impl Counters {
         Self::default()
     }
 
-
     /// Takes the kernel side's totals (summed over the CPUs), indexed by `KernelCounter`. Words past the end of either
     /// side are ignored.
     pub fn set_kernel(&self, totals: &[u64]) {

@@ -151,7 +151,10 @@ fn without_sk_msg_the_sockmap_is_not_tried() {
         .filter(|row| row.feature.starts_with("sockmap "))
         .collect();
     assert_eq!(tried.len(), 1);
-    assert_eq!((tried[0].feature.as_str(), tried[0].state), ("sockmap self-test", "not probed"));
+    assert_eq!(
+        (tried[0].feature.as_str(), tried[0].state),
+        ("sockmap self-test", "not probed")
+    );
     assert!(report.tracing_possible);
 }
 

@@ -89,7 +89,7 @@ fn agent(args: &RunArgs) -> ExitCode {
         .with_env_filter(args.log.filter())
         .with_target(false)
         .init();
-    match run::run(&config) {
+    match run::run(&config, || args.configuration()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("spanwire: {error:#}");

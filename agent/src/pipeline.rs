@@ -13,10 +13,12 @@
 mod ingress;
 mod known;
 mod processes;
+mod rewriting;
 mod snapshot;
 mod unmet;
 mod upkeep;
 
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -29,6 +31,7 @@ use spanwire_common::drop::UserDrop;
 use self::ingress::Ingress;
 use self::known::Known;
 pub use self::snapshot::{ProcessLine, Snapshot};
+pub use self::rewriting::{Control, Rewriting};
 use self::unmet::{Missing, Unmet};
 use crate::assemble::{Assembler, Output};
 use crate::budget::{Budget, CpuStage, Refusal};
@@ -39,7 +42,7 @@ use crate::discover::addresses::NodeAddresses;
 use crate::discover::{Discoverer, Hint};
 use crate::enrich::{ClockOffset, Enricher};
 use crate::export::ExporterHandle;
-use crate::rewrite;
+use crate::rewrite::{self, Watch};
 use crate::route::Router;
 use crate::sample::Sampler;
 use crate::span::{Settled, SpanBatch, TraceAlias, TraceId};
@@ -123,9 +126,16 @@ pub type Masks = Arc<Mutex<std::collections::HashMap<u32, crate::config::Process
 pub struct Running {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+    tell: Sender<Control>,
 }
 
 impl Running {
+    /// To be obeyed within 50 ms.
+    pub fn tell(&self, control: Control) {
+        // Where nobody listens any more, the agent ends.
+        let _ = self.tell.send(control);
+    }
+
     /// Detaches, flushes the stages into the sinks' queues, and waits for the thread.
     pub fn stop(self) {
         self.stop.store(true, Ordering::Release);
@@ -139,7 +149,9 @@ impl Running {
 /// # Errors
 /// A hook does not attach, or the thread cannot be made.
 pub fn start(path: DataPath) -> anyhow::Result<Running> {
-    let mut worker = Worker::new(path);
+    // Whoever sends is a person or a file that changes.
+    let (tell, told) = channel();
+    let mut worker = Worker::new(path, told);
     worker.classify_running(kernel::monotonic_ns());
     worker.path.kernel.attach()?;
     if let Err(error) = worker.path.kernel.mark_old_sockets() {
@@ -171,7 +183,7 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
         .name("datapath".to_owned())
         .spawn(move || worker.run(&seen))
         .context("cannot start the data path's thread")?;
-    Ok(Running { stop, thread })
+    Ok(Running { stop, thread, tell })
 }
 
 /// The thread's own state.
@@ -187,6 +199,11 @@ struct Worker {
     turns_taken: u64,
     /// Server exchanges whose clients are looked for.
     unmet: Unmet,
+    /// Whether messages are rewritten, and what that does.
+    rewriting: Rewriting,
+    watch: Watch,
+    /// What the agent is told while it runs.
+    control: Receiver<Control>,
     /// Listening sockets whose connections are enrolled.
     ingress: Ingress,
     /// What does not work as it should on this node.
@@ -202,7 +219,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(path: DataPath) -> Self {
+    fn new(path: DataPath, control: Receiver<Control>) -> Self {
         let router = Router::new(path.sinks.len(), crate::route::Batching::default());
         Self {
             path,
@@ -215,6 +232,9 @@ impl Worker {
             lost: 0,
             turns_taken: 0,
             unmet: Unmet::default(),
+            rewriting: Rewriting::default(),
+            watch: Watch::default(),
+            control,
             ingress: Ingress::default(),
             degradations: Vec::new(),
             next_turns_ns: 0,
@@ -224,18 +244,6 @@ impl Worker {
             lag_ns: 0,
             told: (false, CpuStage::Within),
             gave_back_ns: 0,
-        }
-    }
-
-    /// Rewrites requests, if that is asked for. Nothing else depends on it.
-    fn begin_rewriting(&mut self) {
-        if !self.path.rewrite.is_on() {
-            return;
-        }
-        let reach = self.path.rewrite.reach();
-        if let Err(error) = self.path.kernel.begin_rewriting(&reach) {
-            tracing::debug!(?error, "rewriting, in the verifier's own words");
-            self.degrade(format!("requests leave without trace context: {error}"));
         }
     }
 
@@ -249,6 +257,7 @@ impl Worker {
                 self.path.rings.wait(NAP);
             }
             self.tick(kernel::monotonic_ns());
+            self.obey(kernel::monotonic_ns());
         }
         self.finish();
     }
@@ -298,6 +307,7 @@ impl Worker {
         }
         if let Event::Exchange(record) = &event {
             self.known.captured(record, &self.path.rules);
+            self.watch.ended(record);
             if self.known.reads(record) {
                 self.classify(&Hint::pid(record.pid), now_ns);
             }

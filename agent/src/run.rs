@@ -22,7 +22,7 @@ use crate::discover::{self, Discoverer, ProcRoot};
 use crate::doctor;
 use crate::enrich::{self, Enricher};
 use crate::export::{self, ExporterSettings, Exporters, Protocol, Tuning};
-use crate::pipeline::{self, DataPath, Masks, Sinks, Snapshot};
+use crate::pipeline::{self, Control, DataPath, Masks, Running, Sinks, Snapshot};
 use crate::rewrite::{self, Modes};
 use crate::sample::Sampler;
 use crate::store::{QueueBounds, Retention, Store};
@@ -43,7 +43,7 @@ const RING_BYTES: u32 = 4 << 20;
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
-pub fn run(config: &Config) -> Result<()> {
+pub fn run(config: &Config, reload: impl Fn() -> Result<Config, config::ConfigError>) -> Result<()> {
     if let Some(missing) = doctor::missing_to_trace(effective_capabilities()) {
         bail!("{missing}");
     }
@@ -128,7 +128,7 @@ pub fn run(config: &Config) -> Result<()> {
         snapshot,
     })?;
     tracing::info!(api = %servers.address, "tracing");
-    runtime.block_on(until_told())?;
+    runtime.block_on(until_told(&data_path, reload))?;
     tracing::info!("detaching");
     data_path.stop();
     flush(&runtime, exporters, store);
@@ -154,14 +154,27 @@ fn flush(runtime: &Runtime, exporters: Exporters, store: Option<Arc<Store>>) {
     });
 }
 
-async fn until_told() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Listens for signals until one says that it is over. SIGUSR1: rewriting ends at once; SIGUSR2: the self-test runs again, and what
+/// it allows begins; SIGHUP: the configuration's `propagate` and `ingress` are read again.
+async fn until_told(data_path: &Running, reload: impl Fn() -> Result<Config, config::ConfigError>) -> Result<()> {
+    let listen = |kind: SignalKind, name: &'static str| signal(kind).with_context(|| format!("cannot listen for {name}"));
+    let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
+    let mut end = listen(SignalKind::user_defined1(), "SIGUSR1")?;
+    let mut begin = listen(SignalKind::user_defined2(), "SIGUSR2")?;
+    let mut again = listen(SignalKind::hangup(), "SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = end.recv() => data_path.tell(Control::EndRewriting),
+            _ = begin.recv() => data_path.tell(Control::BeginRewriting),
+            _ = again.recv() => match reload() {
+                Ok(config) => data_path.tell(Control::Rewrite(Box::new(rewrite::Policy::new(&config)))),
+                Err(error) => tracing::error!("the configuration is not taken over, and the old one stays:\n{error}"),
+            },
+        }
     }
-    Ok(())
 }
 
 /// An exchange without a byte for this long is told as one that timed out.
@@ -493,6 +506,9 @@ fn status(
         "hooks": snapshot.hooks,
         "family": snapshot.family,
         "processes": processes,
+        "rewriting": {
+            "on": snapshot.rewriting.is_on, "reasons": snapshot.rewriting.reasons, "injections": injections(counters),
+        },
         "drops": drops(counters),
         "assemble": {
             "held": snapshot.assemble.held, "settled": snapshot.assemble.settled,
@@ -514,6 +530,17 @@ fn limits_of(snapshot: &Snapshot) -> serde_json::Value {
         "cpu": figures.cpu_limit, "cpuUsed": hundredths(figures.cpu_used),
         "tracesKeptPercent": hundredths(figures.kept_share * 100.0),
         "givenUp": snapshot.limit_problems,
+    })
+}
+
+/// Messages of enrolled sockets, by what became of them.
+fn injections(counters: &Counters) -> serde_json::Value {
+    use spanwire_common::drop::KernelCounter;
+    let of = |counter| counters.kernel(counter);
+    json!({
+        "enrolled": of(KernelCounter::Enrolled), "requests": of(KernelCounter::Injected),
+        "requestsLeftAlone": of(KernelCounter::InjectionSkipped), "requestsFailed": of(KernelCounter::InjectionFailed),
+        "responses": of(KernelCounter::Returned), "responsesFailed": of(KernelCounter::ReturnFailed),
     })
 }
 

@@ -121,7 +121,11 @@ const MODES: [(&str, &str, &str); 4] = [
 pub(super) fn rows(test: &SelfTest) -> Vec<Row> {
     let tried = test.outcomes.iter().map(tried);
     let modes = Modes::of(test);
-    let decided = modes.each().into_iter().zip(MODES).map(|((_, mode), texts)| decided(mode, texts));
+    let decided = modes
+        .each()
+        .into_iter()
+        .zip(MODES)
+        .map(|((_, mode), texts)| decided(mode, texts));
     tried.chain(decided).collect()
 }
 
@@ -185,11 +189,19 @@ mod tests {
     #[test]
     fn a_clean_kernel_wants_nothing() {
         for row in rows(&clean()) {
-            let expected = if row.feature.starts_with("sockmap ") { "clean" } else { "yes" };
+            let expected = if row.feature.starts_with("sockmap ") {
+                "clean"
+            } else {
+                "yes"
+            };
             assert_eq!((row.state, row.remedy), (expected, ""), "{}", row.feature);
         }
         let tried = rows(&clean()).into_iter().next().unwrap();
-        assert!(tried.consequence.ends_with(" [as it should be; 7 ms]"), "{}", tried.consequence);
+        assert!(
+            tried.consequence.ends_with(" [as it should be; 7 ms]"),
+            "{}",
+            tried.consequence
+        );
     }
 
     #[test]
@@ -218,13 +230,21 @@ mod tests {
         assert_eq!(row("headers: non-blocking sockets").state, "yes");
         let with_fionread = row("headers: with FIONREAD");
         assert_eq!(with_fionread.state, "no");
-        assert!(with_fionread.consequence.ends_with("[fionread]"), "{}", with_fionread.consequence);
+        assert!(
+            with_fionread.consequence.ends_with("[fionread]"),
+            "{}",
+            with_fionread.consequence
+        );
     }
 
     #[test]
     fn without_answers_no_mode_is_left() {
         for (feature, state) in states(&SelfTest::without_answers("refused")) {
-            let expected = if feature.starts_with("sockmap ") { "unknown" } else { "no" };
+            let expected = if feature.starts_with("sockmap ") {
+                "unknown"
+            } else {
+                "no"
+            };
             assert_eq!(state, expected, "{feature}");
         }
     }

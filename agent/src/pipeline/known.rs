@@ -61,6 +61,11 @@ impl Known {
         is_new
     }
 
+    /// Everyone.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.processes.keys().copied().collect()
+    }
+
     /// What [`Known::reads`] was told of a process.
     pub(super) fn reads_blocking(&self, pid: u32) -> Option<bool> {
         self.processes.get(&pid).and_then(|known| known.reads_blocking)

@@ -1,5 +1,6 @@
 //! What the status commands show of the data path.
 
+use super::rewriting::Rewriting;
 use crate::assemble;
 use crate::budget;
 
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub limits: budget::Figures,
     /// What it gives up to keep them, in words.
     pub limit_problems: Vec<String>,
+    /// Whether messages bear trace context.
+    pub rewriting: Rewriting,
     /// What does not work as it should on this node, in words.
     pub degradations: Vec<String>,
     /// Longest time between two looks in the last second: the lag a record may have had.

@@ -109,6 +109,7 @@ impl Worker {
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|pid, _| discoverer.knows(*pid));
         self.known.forget_ended();
+        self.watch_rewriting();
         self.publish_snapshot(now_ns);
     }
 
@@ -123,6 +124,7 @@ impl Worker {
             limits: self.path.budget.figures(),
             limit_problems: self.path.budget.problems(),
             degradations: self.degradations.clone(),
+            rewriting: self.rewriting.clone(),
             at_ns: now_ns,
             lag_ns: std::mem::take(&mut self.lag_ns),
         };

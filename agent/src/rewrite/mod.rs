@@ -5,10 +5,12 @@
 //! Invariant: a process gets no leave that the self-test's rows do not give to sockets like its own.
 
 pub mod modes;
+mod watch;
 
 use std::net::IpAddr;
 
 pub use self::modes::{Modes, Reason};
+pub use self::watch::Watch;
 use spanwire_common::abi::{
     self, process_flag, setting, PortValue, ProcessClass, ReturnLines, Settings, RETURN_BYTES,
 };
@@ -19,15 +21,13 @@ use crate::config::{
 };
 use crate::sys::rewrite::Reach;
 
-
-
 /// Ports of protocols that HTTP never shares them with: TLS, and those in which the server speaks first. (IANA's names:
 /// ftp, ssh, telnet, smtp, domain, pop3, imap, https, smtps, submission, ldaps, domain-s, ftps, imaps, pop3s, ms-sql-s, oracle,
 /// zookeeper, mysql, ms-wbt-server, postgresql, amqps, amqp, vnc, redis, kubernetes' API, irc, https-alt, kafka, memcache,
 /// mongodb.)
 const SPARED_PORTS: [u16; 33] = [
-    21, 22, 23, 25, 53, 110, 143, 443, 465, 587, 636, 853, 990, 993, 995, 1433, 1521, 2181, 3306, 3389, 5432, 5671, 5672,
-    5900, 6379, 6443, 6667, 8443, 9092, 9093, 11_211, 27_017, 33_060,
+    21, 22, 23, 25, 53, 110, 143, 443, 465, 587, 636, 853, 990, 993, 995, 1433, 1521, 2181, 3306, 3389, 5432, 5671,
+    5672, 5900, 6379, 6443, 6667, 8443, 9092, 9093, 11_211, 27_017, 33_060,
 ];
 
 /// What the configuration asks for, and what this node allows.
@@ -328,8 +328,17 @@ mod tests {
 
     #[test]
     fn ports_of_both_sections_are_one_table() {
-        let config = Config::from_yaml("f", "propagate:\n  include: [{port: 80}, {port: 81}]\n  exclude: [{port: 99}]\n");
-        let mut ports = vec![(81, PortValue { include: 4, ..PortValue::default() })];
+        let config = Config::from_yaml(
+            "f",
+            "propagate:\n  include: [{port: 80}, {port: 81}]\n  exclude: [{port: 99}]\n",
+        );
+        let mut ports = vec![(
+            81,
+            PortValue {
+                include: 4,
+                ..PortValue::default()
+            },
+        )];
         Policy::new(&config.unwrap()).add_ports(&mut ports);
         let of = |port| ports.iter().find(|(named, _)| *named == port).unwrap().1;
         assert_eq!((of(81).include, of(81).propagate_include), (4, 2));

@@ -40,12 +40,7 @@ const ONE_SHOT: [Row; 2] = [Row::Insertion, Row::Removal];
 /// What an event loop does with a socket while it is enrolled.
 const NON_BLOCKING: [Row; 2] = [Row::NonBlocking, Row::Splice];
 /// What a thread meets that waits in `recv`.
-const BLOCKING: [Row; 4] = [
-    Row::RecvReset,
-    Row::RecvSignal,
-    Row::RecvShutdown,
-    Row::RecvWriteSpace,
-];
+const BLOCKING: [Row; 4] = [Row::RecvReset, Row::RecvSignal, Row::RecvShutdown, Row::RecvWriteSpace];
 
 impl Modes {
     /// Decides; from the verdicts and nothing else.

@@ -46,6 +46,7 @@ impl Object {
                 "the programs for kernels before Linux 5.15 look up what they work on at every step: a captured call costs more",
                 "the programs for kernels before Linux 5.15 do without atomic operations that tell what was there: a connection \
                  that is reset while a call on it ends on another CPU may be recorded twice",
+                "the programs for kernels before Linux 5.15 keep no tracestate: a traceparent that is put into a request goes alone",
             ],
         }
     }
@@ -212,10 +213,7 @@ impl Loader<'_> {
             }
             // A `struct socket` begins its `struct socket_alloc`.
             let inode = types.btf.offset("socket_alloc", "vfs_inode")?;
-            offsets.push((
-                "OFF_SOCKET_INODE_NUMBER",
-                inode + types.btf.offset("inode", "i_ino")?,
-            ));
+            offsets.push(("OFF_SOCKET_INODE_NUMBER", inode + types.btf.offset("inode", "i_ino")?));
         }
         Ok(offsets)
     }

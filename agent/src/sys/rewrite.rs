@@ -18,6 +18,9 @@ const REWRITE: &str = "rewrite_messages";
 /// The sockets whose messages it sees.
 const ENROLLED: &str = "ENROLLED";
 
+/// Both, as `spanwire_hook_attached` names them.
+pub const HOOKS: [&str; 2] = [ENROL, REWRITE];
+
 /// What may be rewritten.
 #[derive(Clone, Debug, Default)]
 pub struct Reach {

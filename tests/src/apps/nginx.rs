@@ -1,4 +1,4 @@
-//! nginx, two workers, with whatever locations a test needs.
+//! nginx, two workers unless told, with whatever locations a test needs.
 
 use std::fmt::Write as _;
 
@@ -12,6 +12,7 @@ use crate::service::{Launch, Target};
 /// Locations and upstreams of one nginx.
 #[derive(Clone, Debug, Default)]
 pub struct Site {
+    one_worker: bool,
     upstreams: String,
     locations: String,
 }
@@ -19,6 +20,12 @@ pub struct Site {
 impl Site {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One worker in place of two: who serves a request is known then.
+    pub fn one_worker(mut self) -> Self {
+        self.one_worker = true;
+        self
     }
 
     /// `/r/<id>` is answered from memory: nginx's cheapest request.
@@ -90,11 +97,16 @@ impl Site {
         let home = place.join(name);
         std::fs::create_dir_all(home.join("temp"))?;
         let home_text = home.display();
-        let Self { upstreams, locations } = self;
+        let Self {
+            one_worker,
+            upstreams,
+            locations,
+        } = self;
+        let workers = if *one_worker { 1 } else { 2 };
         let config = place.write(
             &format!("{name}/nginx.conf"),
             &format!(
-                "daemon off;\nworker_processes 2;\npid {home_text}/pid;\nerror_log {home_text}/error.log warn;\n\
+                "daemon off;\nworker_processes {workers};\npid {home_text}/pid;\nerror_log {home_text}/error.log warn;\n\
                  events {{ worker_connections 4096; }}\nhttp {{\n\
                  access_log off;\nkeepalive_requests 1000000;\n\
                  client_body_temp_path {home_text}/temp/body;\nproxy_temp_path {home_text}/temp/proxy;\n\

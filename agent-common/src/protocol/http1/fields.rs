@@ -75,7 +75,10 @@ fn field(n: Name, w: &Window) -> Field {
         B3_FLAGS => (Field::B3Flags, n.len == 10 && n.has(w, 2, *b"b3-flags")),
         JAEGER => (Field::Jaeger, n.len == 13 && n.has(w, 5, *b"trace-id")),
         XRAY => (Field::Xray, n.len == 15 && n.has(w, 7, *b"trace-id")),
-        SIGNATURE => (Field::Signature, n.len == 9 || (n.len == 15 && n.has(w, 7, *b"re-input"))),
+        SIGNATURE => (
+            Field::Signature,
+            n.len == 9 || (n.len == 15 && n.has(w, 7, *b"re-input")),
+        ),
         AUTHORIZATION => (Field::Authorization, n.len == 13 && n.has(w, 5, *b"rization")),
         DATADOG => return datadog_field(n, w),
         _ => (Field::None, true),

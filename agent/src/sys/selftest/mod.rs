@@ -192,11 +192,7 @@ impl Finding {
 type Seen = Result<String, String>;
 
 /// Checks a socket that is not enrolled, and one that is.
-fn compare(
-    trial: &Trial,
-    open: fn() -> io::Result<Pair>,
-    check: fn(Pair) -> io::Result<Seen>,
-) -> io::Result<Finding> {
+fn compare(trial: &Trial, open: fn() -> io::Result<Pair>, check: fn(Pair) -> io::Result<Seen>) -> io::Result<Finding> {
     if let Err(fault) = check(open()?)? {
         return Ok(Finding::unknown(format!("a socket that is not enrolled: {fault}")));
     }
@@ -252,7 +248,9 @@ fn run_rows(trial: &Arc<Trial>) -> SelfTest {
     let mut test = SelfTest::without_answers(&format!("no answer within {} s", AT_MOST.as_secs()));
     match network.recv_timeout(AT_MOST) {
         Ok(Ok(())) => test.own_network = true,
-        Ok(Err(error)) => tracing::debug!(%error, "self-test on the loopback interface: no network namespace of its own"),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "self-test on the loopback interface: no network namespace of its own")
+        }
         Err(_) => {}
     }
     loop {
@@ -267,7 +265,9 @@ fn begin_row(row: Row, trial: &Arc<Trial>, tell: &Sender<Answer>) -> Option<Join
     let (own, own_tell) = (Arc::clone(trial), tell.clone());
     let started = thread::Builder::new().name(row.name().into()).spawn(move || {
         let begin = Instant::now();
-        let finding = row.try_out(&own).unwrap_or_else(|error| Finding::unknown(error.to_string()));
+        let finding = row
+            .try_out(&own)
+            .unwrap_or_else(|error| Finding::unknown(error.to_string()));
         let _ = own_tell.send((row, finding, begin.elapsed()));
     });
     let refused = |error| {

@@ -66,9 +66,7 @@ impl Trial {
             .try_into()
             .map_err(|error| chain(&error))?;
         program.load().map_err(|error| one_line(&chain(&error)))?;
-        program
-            .attach(sockets.fd())
-            .map_err(|error| one_line(&chain(&error)))?;
+        program.attach(sockets.fd()).map_err(|error| one_line(&chain(&error)))?;
         Ok(Self {
             sockets: Mutex::new(sockets),
             next_key: AtomicU64::new(0),
@@ -99,6 +97,9 @@ impl Drop for Enrolment<'_> {
 /// Maps of an object whose size is a number of entries, but for the trial's own.
 fn tables(object: &[u8]) -> Result<Vec<String>, String> {
     let object = aya_obj::Object::parse(object).map_err(|error| chain(&error))?;
-    let tables = object.maps.into_iter().filter(|(name, map)| name != SOCKETS && map.max_entries() > 1);
+    let tables = object
+        .maps
+        .into_iter()
+        .filter(|(name, map)| name != SOCKETS && map.max_entries() > 1);
     Ok(tables.map(|(name, _)| name).collect())
 }

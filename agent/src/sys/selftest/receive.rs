@@ -1,20 +1,17 @@
 //! Rows about receiving: what a socket that is in a sockmap for the sake of what it sends still does with what it gets.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::sockets::{
-    memory_file, pipe, queued_bytes, reset as reset_connection, send, send_file, splice as move_bytes,
-    wait_for, Pair, PATIENCE,
+    memory_file, pipe, queued_bytes, reset as reset_connection, send, send_file, splice as move_bytes, wait_for, Pair,
+    PATIENCE,
 };
 use super::waiting::{Interrupter, Waiting};
 use super::Seen;
-
-/// How long what should not end a call is waited for to have ended it all the same.
-const SETTLE: Duration = Duration::from_millis(30);
 
 /// An acknowledgement is put off for some 40 ms.
 const LATE: Duration = Duration::from_millis(60);
@@ -46,16 +43,16 @@ pub(super) fn reset(pair: Pair) -> io::Result<Seen> {
 pub(super) fn signal(pair: Pair) -> io::Result<Seen> {
     let waiting = Waiting::begin(Arc::new(pair.near))?;
     let interrupter = Interrupter::install()?;
-    interrupter.interrupt(waiting.tid)?;
-    still_waits(&waiting, pair.far, "a signal")
+    let result = waiting.after(|| interrupter.interrupt(waiting.tid))?;
+    goes_on(&waiting, result, pair.far, "a signal")
 }
 
 /// `recv` while another thread ends the sending side.
 pub(super) fn shutdown(pair: Pair) -> io::Result<Seen> {
     let near = Arc::new(pair.near);
     let waiting = Waiting::begin(Arc::clone(&near))?;
-    near.shutdown(Shutdown::Write)?;
-    still_waits(&waiting, pair.far, "shutdown(SHUT_WR)")
+    let result = waiting.after(|| near.shutdown(Shutdown::Write))?;
+    goes_on(&waiting, result, pair.far, "shutdown(SHUT_WR)")
 }
 
 /// `recv` while the peer takes what filled the socket's buffer.
@@ -75,16 +72,23 @@ pub(super) fn write_space(mut pair: Pair) -> io::Result<Seen> {
     }
     let near = Arc::new(pair.near);
     let waiting = Waiting::begin(Arc::clone(&near))?;
-    pair.far.read_exact(&mut vec![0; sent])?;
-    if wait_for(&near, libc::POLLOUT, PATIENCE)? & libc::POLLOUT == 0 {
-        return Err(io::Error::other("there is no room to send after everything was read"));
-    }
-    still_waits(&waiting, pair.far, "room to send")
+    let result = waiting.after(|| {
+        pair.far.read_exact(&mut vec![0; sent])?;
+        if wait_for(&near, libc::POLLOUT, PATIENCE)? & libc::POLLOUT == 0 {
+            return Err(io::Error::other("there is no room to send after everything was read"));
+        }
+        Ok(())
+    })?;
+    goes_on(&waiting, result, pair.far, "room to send")
 }
 
 /// Something has come over a call that it should not end; what ends it is a byte.
-fn still_waits(waiting: &Waiting, mut far: std::net::TcpStream, after: &str) -> io::Result<Seen> {
-    let mut result = waiting.result(SETTLE);
+fn goes_on(
+    waiting: &Waiting,
+    mut result: Option<io::Result<usize>>,
+    mut far: TcpStream,
+    after: &str,
+) -> io::Result<Seen> {
     if result.is_none() {
         far.write_all(b".")?;
         result = waiting.result(PATIENCE);
@@ -162,7 +166,9 @@ pub(super) fn splice(mut pair: Pair) -> io::Result<Seen> {
         return Ok(Err("splice moved other bytes than came".into()));
     }
 
-    let content: Vec<u8> = (0..200_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let content: Vec<u8> = (0..200_000u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     let file = memory_file(&content)?;
     let mut far = pair.far.try_clone()?;
     let reader = std::thread::spawn(move || {
@@ -183,7 +189,11 @@ pub(super) fn splice(mut pair: Pair) -> io::Result<Seen> {
             "sendfile sent {sent} of {} bytes, {} arrived{}",
             content.len(),
             received.len(),
-            if received.len() == content.len() { ", others" } else { "" }
+            if received.len() == content.len() {
+                ", others"
+            } else {
+                ""
+            }
         )));
     }
     pair.far.shutdown(Shutdown::Write)?;

@@ -77,10 +77,10 @@ fn at_work(trial: &Arc<Trial>) -> io::Result<super::Seen> {
     if messages < AT_LEAST {
         return Err(io::Error::other("too few messages could be sent"));
     }
-    Ok(sent.compare(&received).and_then(|inserted| {
-        match inserted.iter().find(|message| **message >= BEFORE) {
+    Ok(sent
+        .compare(&received)
+        .and_then(|inserted| match inserted.iter().find(|message| **message >= BEFORE) {
             None => Ok(format!("{messages} messages exact, lines only before it")),
             Some(message) => Err(format!("message {} has a line, after removal", message + 1)),
-        }
-    }))
+        }))
 }

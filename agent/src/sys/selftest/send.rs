@@ -37,11 +37,13 @@ impl fmt::Display for Latencies {
     }
 }
 
-/// What stalls say; `None` where more exchanges are wanted. A fault holds up every second write or so.
-fn judged(plain: usize, enrolled: usize, is_over: bool) -> Option<Verdict> {
-    if enrolled >= 3 && (plain == 0 || (is_over && enrolled >= 3 * plain)) {
+/// What stalls say, of so many exchanges on each socket; `None` where more of them are wanted. A fault holds up every
+/// second write or so, a busy machine any exchange.
+fn judged(plain: usize, enrolled: usize, exchanges: usize, is_over: bool) -> Option<Verdict> {
+    let is_often = enrolled >= 3 && enrolled * 4 >= exchanges;
+    if is_often && (enrolled >= 3 + 3 * plain || (is_over && enrolled >= 3 * plain)) {
         Some(Verdict::Faulty)
-    } else if is_over && enrolled <= plain + 1 {
+    } else if is_over && enrolled <= plain + 2 {
         Some(Verdict::Clean)
     } else {
         is_over.then_some(Verdict::Unknown)
@@ -63,7 +65,7 @@ pub(super) fn large_writes(trial: &Trial, begin: [u8; 8]) -> io::Result<Finding>
             message[..begin.len()].copy_from_slice(&begin);
             plain.0.push(plain_socket.exchange(&message)?);
             enrolled.0.push(enrolled_socket.exchange(&message)?);
-            verdict = judged(plain.stalls(), enrolled.stalls(), false);
+            verdict = judged(plain.stalls(), enrolled.stalls(), plain.0.len(), false);
             if verdict.is_some() {
                 break;
             }
@@ -73,7 +75,7 @@ pub(super) fn large_writes(trial: &Trial, begin: [u8; 8]) -> io::Result<Finding>
             break;
         }
     }
-    let verdict = verdict.or_else(|| judged(plain.stalls(), enrolled.stalls(), true));
+    let verdict = verdict.or_else(|| judged(plain.stalls(), enrolled.stalls(), plain.0.len(), true));
     let detail = format!("writes of 40 to 70 kB: {enrolled}; not enrolled: {plain}");
     Ok(Finding::of(verdict.unwrap_or(Verdict::Unknown), detail))
 }
@@ -143,14 +145,16 @@ mod tests {
 
     #[test]
     fn stalls_of_a_busy_machine_are_told_from_those_of_a_fault() {
-        assert_eq!(judged(0, 3, false), Some(Verdict::Faulty));
-        assert_eq!(judged(0, 2, false), None);
-        assert_eq!(judged(0, 2, true), Some(Verdict::Unknown));
-        assert_eq!(judged(0, 1, true), Some(Verdict::Clean));
-        assert_eq!(judged(0, 0, true), Some(Verdict::Clean));
-        assert_eq!(judged(2, 3, true), Some(Verdict::Clean));
-        assert_eq!(judged(2, 4, false), None);
-        assert_eq!(judged(2, 4, true), Some(Verdict::Unknown));
-        assert_eq!(judged(2, 6, true), Some(Verdict::Faulty));
+        // In the middle: a fault shows soon, where nothing else is held up.
+        assert_eq!(judged(0, 3, 5, false), Some(Verdict::Faulty));
+        assert_eq!(judged(0, 2, 4, false), None);
+        assert_eq!(judged(1, 5, 8, false), None);
+        assert_eq!(judged(1, 6, 9, false), Some(Verdict::Faulty));
+        // At the end.
+        assert_eq!(judged(0, 0, 12, true), Some(Verdict::Clean));
+        assert_eq!(judged(1, 3, 36, true), Some(Verdict::Clean));
+        assert_eq!(judged(3, 33, 36, true), Some(Verdict::Faulty));
+        assert_eq!(judged(0, 4, 36, true), Some(Verdict::Unknown));
+        assert_eq!(judged(6, 12, 36, true), Some(Verdict::Unknown));
     }
 }

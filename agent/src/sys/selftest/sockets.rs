@@ -1,5 +1,8 @@
 //! Sockets of the self-test's own, and the calls on them that the standard library has not.
-#![allow(unsafe_code, reason = "socket calls, an interface and a network namespace of our own")]
+#![allow(
+    unsafe_code,
+    reason = "socket calls, an interface and a network namespace of our own"
+)]
 
 use std::ffi::c_void;
 use std::io;
@@ -72,7 +75,13 @@ pub(super) fn own_network() -> io::Result<()> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: a request with a name that ends within it.
-    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as libc::Ioctl, &raw const request) })
+    checked(unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as libc::Ioctl,
+            &raw const request,
+        )
+    })
 }
 
 /// Sets an option that is a number.

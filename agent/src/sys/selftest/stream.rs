@@ -65,7 +65,10 @@ impl Sent {
         while let Some(rest) = self.bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match send(near, rest, libc::MSG_DONTWAIT) {
                 Ok(bytes) if bytes > rest.len() => {
-                    return Err(io::Error::other(format!("a send of {} bytes returns {bytes}", rest.len())));
+                    return Err(io::Error::other(format!(
+                        "a send of {} bytes returns {bytes}",
+                        rest.len()
+                    )));
                 }
                 Ok(bytes) => at += bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {

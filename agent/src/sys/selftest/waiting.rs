@@ -1,6 +1,7 @@
 //! A thread that waits in `recv`, and what may come over it there.
 #![allow(unsafe_code, reason = "signals")]
 
+use std::cell::Cell;
 use std::io::{self, Read};
 use std::mem::zeroed;
 use std::net::{Shutdown, TcpStream};
@@ -12,15 +13,20 @@ use std::time::{Duration, Instant};
 
 use super::sockets::PATIENCE;
 
+/// How long a thread that has been woken may take to run, where the machine is busy.
+const NOTICE: Duration = Duration::from_millis(200);
+
 /// A thread that has called `recv` on a blocking socket, and waits there.
 pub(super) struct Waiting {
     pub(super) tid: libc::pid_t,
     socket: Arc<TcpStream>,
     returned: Receiver<io::Result<usize>>,
+    /// What it has returned before it was seen to wait.
+    early: Cell<Option<io::Result<usize>>>,
 }
 
 impl Waiting {
-    /// Starts it, and comes back once it sleeps.
+    /// Starts it, and comes back once it sleeps, or has returned.
     pub(super) fn begin(socket: Arc<TcpStream>) -> io::Result<Self> {
         let (tell, told) = sync_channel(1);
         let (result, returned) = sync_channel(1);
@@ -33,11 +39,20 @@ impl Waiting {
         let tid = told
             .recv_timeout(PATIENCE)
             .map_err(|_| io::Error::other("the thread that receives does not start"))?;
-        let waiting = Self { tid, socket, returned };
+        let waiting = Self {
+            tid,
+            socket,
+            returned,
+            early: Cell::new(None),
+        };
         let deadline = Instant::now() + PATIENCE;
         // Twice: on its way there it may have slept for something else.
         let mut seen = 0;
         while seen < 2 {
+            if let Ok(result) = waiting.returned.try_recv() {
+                waiting.early.set(Some(result));
+                break;
+            }
             seen = if sleeps(tid) { seen + 1 } else { 0 };
             if Instant::now() > deadline {
                 return Err(io::Error::other("the thread that receives does not wait"));
@@ -47,8 +62,26 @@ impl Waiting {
         Ok(waiting)
     }
 
+    /// Does something that should not end the call, and gives the thread the time to take notice: `None` if it has been
+    /// woken and waits again, or is not woken at all.
+    pub(super) fn after(&self, event: impl FnOnce() -> io::Result<()>) -> io::Result<Option<io::Result<usize>>> {
+        let before = waits(self.tid);
+        event()?;
+        let deadline = Instant::now() + NOTICE;
+        loop {
+            let result = self.result(Duration::from_millis(1));
+            if result.is_some() || waits(self.tid) != before || Instant::now() > deadline {
+                // It may have returned between the two looks.
+                return Ok(result.or_else(|| self.result(Duration::from_millis(1))));
+            }
+        }
+    }
+
     /// What `recv` has returned by then, `None` if it still waits.
     pub(super) fn result(&self, at_most: Duration) -> Option<io::Result<usize>> {
+        if let Some(result) = self.early.take() {
+            return Some(result);
+        }
         match self.returned.recv_timeout(at_most) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
@@ -73,6 +106,15 @@ fn own_thread() -> libc::pid_t {
 fn sleeps(tid: libc::pid_t) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
+}
+
+/// How often a thread of this process has gone to sleep; `None` where it has ended.
+fn waits(tid: libc::pid_t) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
 }
 
 /// The signal: one that is ignored unless somebody asks for it, and that the runtime does not use.
@@ -145,8 +187,12 @@ mod tests {
     #[test]
     fn a_thread_that_waits_is_told_from_one_that_has_returned() {
         let Pair { near, mut far } = Pair::open().unwrap();
-        let waiting = Waiting::begin(Arc::new(near)).unwrap();
-        assert!(waiting.result(Duration::from_millis(20)).is_none());
+        let near = Arc::new(near);
+        let waiting = Waiting::begin(Arc::clone(&near)).unwrap();
+        let asleep = waits(waiting.tid);
+        let result = waiting.after(|| near.shutdown(Shutdown::Write)).unwrap();
+        assert!(result.is_none());
+        assert!(waits(waiting.tid) > asleep, "the shutdown has woken it");
         far.write_all(b"five.").unwrap();
         assert_eq!(waiting.result(PATIENCE).unwrap().unwrap(), 5);
     }
@@ -156,8 +202,8 @@ mod tests {
         let Pair { near, mut far } = Pair::open().unwrap();
         let waiting = Waiting::begin(Arc::new(near)).unwrap();
         let interrupter = Interrupter::install().unwrap();
-        interrupter.interrupt(waiting.tid).unwrap();
-        assert!(waiting.result(Duration::from_millis(20)).is_none());
+        let result = waiting.after(|| interrupter.interrupt(waiting.tid)).unwrap();
+        assert!(result.is_none());
         far.write_all(b".").unwrap();
         assert_eq!(waiting.result(PATIENCE).unwrap().unwrap(), 1);
     }

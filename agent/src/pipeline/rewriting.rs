@@ -1,0 +1,122 @@
+//! Rewriting's life: it begins once the hooks are attached, ends when it is told to or shows trouble, and can begin anew.
+
+use spanwire_common::drop::KernelCounter;
+
+use super::Worker;
+use crate::rewrite::{Modes, Policy, Watch};
+use crate::sys::types::KernelTypes;
+use crate::sys::{kernel, selftest};
+
+/// What the data path is told while it runs.
+#[derive(Debug)]
+pub enum Control {
+    /// Nothing is rewritten from now on.
+    EndRewriting,
+    /// The self-test runs again, and what it allows begins.
+    BeginRewriting,
+    /// The configuration has changed: what it asks for takes the place of what was asked for before.
+    Rewrite(Box<Policy>),
+}
+
+/// What the status commands show.
+#[derive(Clone, Debug, Default)]
+pub struct Rewriting {
+    /// Messages are rewritten now.
+    pub is_on: bool,
+    /// Why not, or why not everything.
+    pub reasons: Vec<String>,
+}
+
+impl Worker {
+    /// Rewrites what the configuration asks for and the self-test allows. Nothing else depends on it.
+    pub(super) fn begin_rewriting(&mut self) {
+        self.rewriting = Rewriting::default();
+        self.watch = Watch::default();
+        let policy = &self.path.rewrite;
+        if !policy.is_on() {
+            self.rewriting.reasons.push("the configuration does not ask for it".to_owned());
+            return;
+        }
+        for (mode, allowed) in policy.modes().each() {
+            if let Err(reason) = allowed {
+                self.rewriting.reasons.push(format!("{mode}: {reason}"));
+            }
+        }
+        let reach = policy.reach();
+        if reach.settings == 0 {
+            return self.degrade(format!(
+                "messages leave without trace context: {}",
+                self.rewriting.reasons.join("; ")
+            ));
+        }
+        if let Err(error) = self.path.kernel.begin_rewriting(&reach) {
+            tracing::debug!(?error, "rewriting, in the verifier's own words");
+            self.rewriting.reasons.push(error.to_string());
+            return self.degrade(format!("messages leave without trace context: {error}"));
+        }
+        self.rewriting.is_on = true;
+        for hook in crate::sys::rewrite::HOOKS {
+            self.path.counters.set_hook(hook, true);
+        }
+    }
+
+    /// Every socket is its own again, now.
+    fn end_rewriting(&mut self, reason: String) {
+        self.path.kernel.end_rewriting();
+        for hook in crate::sys::rewrite::HOOKS {
+            self.path.counters.set_hook(hook, false);
+        }
+        self.rewriting = Rewriting {
+            is_on: false,
+            reasons: vec![reason.clone()],
+        };
+        self.degrade(format!("messages leave without trace context: {reason}"));
+    }
+
+    pub(super) fn obey(&mut self, now_ns: u64) {
+        while let Ok(control) = self.control.try_recv() {
+            match control {
+                Control::EndRewriting => self.end_rewriting("SIGUSR1".to_owned()),
+                Control::BeginRewriting => {
+                    let test = KernelTypes::read().map(|types| selftest::run(&types));
+                    let modes = test.map_or_else(|error| Modes::none(&error.to_string()), |test| Modes::of(&test));
+                    self.path.rewrite.allow(modes);
+                    self.begin_again(now_ns);
+                }
+                Control::Rewrite(mut policy) => {
+                    policy.allow(self.path.rewrite.modes().clone());
+                    self.path.rewrite = *policy;
+                    self.begin_again(now_ns);
+                }
+            }
+        }
+    }
+
+    fn begin_again(&mut self, now_ns: u64) {
+        self.path.kernel.end_rewriting();
+        self.degradations.retain(|text| !text.starts_with("messages leave without"));
+        self.begin_rewriting();
+        for pid in self.known.pids() {
+            let process = self.path.discoverer.lookup(pid, now_ns, now_ns);
+            self.publish(pid, &process);
+        }
+        tracing::info!(is_on = self.rewriting.is_on, "rewriting: settled anew");
+    }
+
+    /// Once a second: ends rewriting where the counters show trouble.
+    pub(super) fn watch_rewriting(&mut self) {
+        if !self.rewriting.is_on {
+            return;
+        }
+        let totals = self.path.kernel.counters();
+        let of = |counter: KernelCounter| totals[counter as usize];
+        let written = of(KernelCounter::Injected) + of(KernelCounter::Returned);
+        let failed = of(KernelCounter::InjectionFailed) + of(KernelCounter::ReturnFailed);
+        if let Some(reason) = self.watch.look(written, failed) {
+            let before = kernel::monotonic_ns();
+            self.end_rewriting(reason);
+            let took_ms = (kernel::monotonic_ns() - before) / 1_000_000;
+            tracing::warn!(took_ms, "rewriting has ended by itself; SIGUSR2 begins it again");
+        }
+    }
+}
