@@ -71,14 +71,7 @@ struct Player<'a> {
 }
 
 /// Plays one side to its end. `names` are the headers that may have been added to what this side receives.
-pub fn play(
-    side: Side,
-    exchange: &Exchange,
-    stream: TcpStream,
-    mode: Mode,
-    names: &[String],
-    slot: &Slot,
-) -> Seen {
+pub fn play(side: Side, exchange: &Exchange, stream: TcpStream, mode: Mode, names: &[String], slot: &Slot) -> Seen {
     let theirs = exchange.stream(side.other());
     let mut player = Player {
         side,

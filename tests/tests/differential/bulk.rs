@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, ensure, Context, Result};
+use serde_json::json;
 use spanwire_tests::agent::Agent;
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::record::{Record, Run};
@@ -12,12 +13,16 @@ use spanwire_tests::differential::socket::NUMBERS;
 use spanwire_tests::place::{free_port, Place};
 use spanwire_tests::service::{Launch, Service, Target};
 
-use crate::{rewriting, REQUEST_NAMES, RESPONSE_NAMES};
+use crate::{rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
 
 /// In the ordinary run; `SPANWIRE_EXCHANGES` says otherwise.
 const EXCHANGES: u32 = 100_000;
 /// Exchanges of one agent's life.
 const ROUND: u32 = 50_000;
+/// What servers are run as, and clients.
+const SERVER: &str = "exchange-server";
+const CLIENT: &str = "exchange-client";
+const SERVER_GLOB: &str = "*/exchange-server";
 const MODES: [&str; 2] = ["blocking", "polling"];
 const CALLERS: usize = 6;
 const ROUND_LIMIT: Duration = Duration::from_mins(10);
@@ -34,7 +39,10 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         Ok(text) => text.parse().context("SPANWIRE_EXCHANGES is no number")?,
         Err(_) => EXCHANGES,
     };
-    ensure!((1..NUMBERS).contains(&count), "between 1 and {NUMBERS} exchanges can be played");
+    ensure!(
+        (1..NUMBERS).contains(&count),
+        "between 1 and {NUMBERS} exchanges can be played"
+    );
     let seed = seed()?;
     let mut total = Total::default();
     for round in 0..count.div_ceil(ROUND) {
@@ -43,12 +51,21 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         let start = Instant::now();
         let off = play(place, seed, numbers, "off")?;
         let without = start.elapsed();
-        let agent = Agent::start(&rewriting())?;
+        // In every second round the agent does not see the clients: then the servers are where a request comes in.
+        let setup = if round % 2 == 0 {
+            rewriting()
+        } else {
+            rewriting_of(&[json!({"exe": SERVER_GLOB})])
+        };
+        let agent = Agent::start(&setup)?;
         let ready = start.elapsed();
         let on = play(place, seed, numbers, "on")?;
         let with = start.elapsed().saturating_sub(ready);
         drop(agent);
-        say(&format!("exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent", numbers.0, numbers.1));
+        say(&format!(
+            "exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent",
+            numbers.0, numbers.1
+        ));
         total.add(seed, &off, &on);
     }
     total.judge(count)
@@ -60,7 +77,9 @@ pub(crate) fn seed() -> Result<u64> {
         Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
         Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
     };
-    say(&format!("seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"));
+    say(&format!(
+        "seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"
+    ));
     Ok(seed)
 }
 
@@ -80,19 +99,31 @@ impl Total {
         self.exchanges += on.records.len() / 2;
         self.faults.extend(off.faults());
         let found = off.differences(on);
-        self.differences.extend(found.into_iter().map(|text| format!("seed {seed}: {text}")));
+        self.differences
+            .extend(found.into_iter().map(|text| format!("seed {seed}: {text}")));
         let without = off.coverage(|_| String::new()).remove("").unwrap_or_default();
         if without.inserted + without.corrected > 0 {
-            self.faults.push(format!("lines were added without an agent: {without:?}"));
+            self.faults
+                .push(format!("lines were added without an agent: {without:?}"));
         }
         for (side, row) in on.coverage(|record| record.key.1.clone()) {
-            let added = if side.starts_with("server") { &mut self.requests } else { &mut self.responses };
+            let added = if side.starts_with("server") {
+                &mut self.requests
+            } else {
+                &mut self.responses
+            };
             *added += row.with;
-            self.lines.push(format!("{side}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+            self.lines.push(format!(
+                "{side}: {} of {} connections, {} heads",
+                row.with, row.sides, row.inserted
+            ));
         }
         let by_kind = on.coverage(|record: &Record| format!("{} at {}", record.kind, record.key.1));
         for (kind, row) in by_kind.iter().filter(|(_, row)| row.with > 0) {
-            self.lines.push(format!("  {kind}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+            self.lines.push(format!(
+                "  {kind}: {} of {} connections, {} heads",
+                row.with, row.sides, row.inserted
+            ));
         }
         self.stalls[0] += off.slower_than(STALL);
         self.stalls[1] += on.slower_than(STALL);
@@ -103,7 +134,10 @@ impl Total {
         for line in &self.lines {
             say(line);
         }
-        say(&format!("exchanges of 38 ms or more: {} without, {} with", self.stalls[0], self.stalls[1]));
+        say(&format!(
+            "exchanges of 38 ms or more: {} without, {} with",
+            self.stalls[0], self.stalls[1]
+        ));
         print_by_kind(&self.faults);
         print_by_kind(&self.differences);
         ensure!(
@@ -111,9 +145,20 @@ impl Total {
             "{} exchanges went wrong without an agent: the test is at fault",
             self.faults.len()
         );
-        ensure!(self.differences.is_empty(), "{} differences, see above", self.differences.len());
-        ensure!(self.exchanges == count as usize, "{} of {count} exchanges were played", self.exchanges);
-        ensure!(self.requests > 0, "no request carried an added header: nothing was shown");
+        ensure!(
+            self.differences.is_empty(),
+            "{} differences, see above",
+            self.differences.len()
+        );
+        ensure!(
+            self.exchanges == count as usize,
+            "{} of {count} exchanges were played",
+            self.exchanges
+        );
+        ensure!(
+            self.requests > 0,
+            "no request carried an added header: nothing was shown"
+        );
         Ok(format!(
             "{} exchanges twice, 0 differences; {} connections with a request header added, {} with a response header",
             self.exchanges, self.requests, self.responses
@@ -125,7 +170,10 @@ impl Total {
 pub(crate) fn print_by_kind(texts: &[String]) {
     let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for text in texts {
-        kinds.entry(text.split('\t').nth(2).unwrap_or_default()).or_default().push(text);
+        kinds
+            .entry(text.split('\t').nth(2).unwrap_or_default())
+            .or_default()
+            .push(text);
     }
     for (kind, texts) in kinds {
         say(&format!("{kind}: {} differences", texts.len()));
@@ -164,7 +212,7 @@ impl Playing {
         let mut ports = Vec::new();
         for mode in MODES {
             let port = free_port()?;
-            let launch = exchanges(&format!("serve-{mode}"), place)
+            let launch = exchanges(&format!("serve-{mode}"), SERVER, place)?
                 .args(["serve", mode, &seed.to_string(), &port.to_string(), &threads])
                 .arg(file(&format!("server-{mode}")))
                 .arg(REQUEST_NAMES);
@@ -174,7 +222,7 @@ impl Playing {
         let mut clients: Vec<Service> = Vec::new();
         for (index, mode) in (0..).zip(MODES) {
             let numbers = [from + index, to, 2].map(|number| number.to_string());
-            let launch = exchanges(&format!("call-{mode}"), place)
+            let launch = exchanges(&format!("call-{mode}"), CLIENT, place)?
                 .args(["call", mode, &seed.to_string()])
                 .args(numbers)
                 .arg(callers.to_string())
@@ -205,7 +253,12 @@ impl Playing {
     pub(crate) fn finish(mut self) -> Result<Run> {
         for client in &mut self.clients {
             let status = client.wait_end(ROUND_LIMIT)?;
-            ensure!(status.success(), "{} ended with {status}:\n{}", client.name(), client.log());
+            ensure!(
+                status.success(),
+                "{} ended with {status}:\n{}",
+                client.name(),
+                client.log()
+            );
         }
         read(&self.files, self.lines)
     }
@@ -235,6 +288,11 @@ fn read(files: &[PathBuf], lines: usize) -> Result<Run> {
     Ok(run)
 }
 
-fn exchanges(name: &str, place: &Place) -> Launch {
-    Launch::new(name, env!("CARGO_BIN_EXE_spanwire-exchanges").into(), place)
+/// A copy of the program under a name of its own, which selectors can tell from the other.
+fn exchanges(name: &str, program: &str, place: &Place) -> Result<Launch> {
+    let copy = place.join(program);
+    if !copy.exists() {
+        std::fs::copy(env!("CARGO_BIN_EXE_spanwire-exchanges"), &copy)?;
+    }
+    Ok(Launch::new(name, copy, place))
 }

@@ -55,7 +55,10 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
     }
     print_by_kind(&differences);
     ensure!(differences.is_empty(), "{} differences, see above", differences.len());
-    ensure!(covered.with > 0, "no agent lived long enough to add a header: nothing was shown");
+    ensure!(
+        covered.with > 0,
+        "no agent lived long enough to add a header: nothing was shown"
+    );
     for line in &lives.evidence {
         say(line);
     }
@@ -79,12 +82,16 @@ impl Lives {
             "killed"
         } else {
             let (status, took) = agent.terminate()?;
-            ensure!(status.success() && took <= STOP_LIMIT, "ended with {status} after {took:?}");
+            ensure!(
+                status.success() && took <= STOP_LIMIT,
+                "ended with {status} after {took:?}"
+            );
             "stopped"
         };
         let gone = Inventory::wait_gone_since(before, FREE_LIMIT)?;
         self.ended += 1;
-        self.evidence.push(format!("agent {} {how}, kernel clean after {gone:?}", self.ended));
+        self.evidence
+            .push(format!("agent {} {how}, kernel clean after {gone:?}", self.ended));
         Ok(())
     }
 }

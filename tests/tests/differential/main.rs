@@ -8,7 +8,7 @@ mod killed;
 mod probe;
 mod servers;
 
-use serde_json::json;
+use serde_json::{json, Value};
 use spanwire_tests::agent::Setup;
 use spanwire_tests::cases::Cases;
 use spanwire_tests::place::Place;
@@ -20,7 +20,12 @@ const RESPONSE_NAMES: &str = "server-timing";
 
 /// Everything this test and what it starts is captured, rewritten where that is safe, and its responses bear the id.
 fn rewriting() -> Setup {
-    Setup::capturing(&[json!({"pid": std::process::id()})])
+    rewriting_of(&[json!({"pid": std::process::id()})])
+}
+
+/// As above, of what the selectors name.
+fn rewriting_of(include: &[Value]) -> Setup {
+    Setup::capturing(include)
         .with("propagate", "enabled", json!("auto"))
         .with("ingress", "enabled", json!("auto"))
 }

@@ -10,7 +10,7 @@ use anyhow::{ensure, Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
-use spanwire_tests::agent::{Agent, Setup};
+use spanwire_tests::agent::Agent;
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::python::{self, Workers};
 use spanwire_tests::apps::{apache, node, App, Calls};
@@ -20,7 +20,7 @@ use spanwire_tests::differential::recorder::{compare, Connection, Connections, R
 use spanwire_tests::place::{free_port, program, Place};
 use spanwire_tests::service::{Launch, Target};
 
-use crate::{names, rewriting, REQUEST_NAMES, RESPONSE_NAMES};
+use crate::{names, rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
 
 /// Connections to each server.
 const CONNECTIONS: usize = 120;
@@ -51,38 +51,69 @@ struct Seen {
 pub(crate) fn compared(place: &Place) -> Result<String> {
     let recorder = Recorder::start()?;
     let servers = servers(place, &recorder)?;
-    let off = servers.iter().map(|server| drive(server, &recorder)).collect::<Result<Vec<_>>>()?;
-    let services: Vec<_> = servers.iter().map(|server| json!({"pid": server.app.service.pid()})).collect();
-    let unseen_client = Setup::capturing(&services).with("propagate", "enabled", json!("auto")).with("ingress", "enabled", json!("auto"));
+    let off = servers
+        .iter()
+        .map(|server| drive(server, &recorder))
+        .collect::<Result<Vec<_>>>()?;
+    let services: Vec<_> = servers
+        .iter()
+        .map(|server| json!({"pid": server.app.service.pid()}))
+        .collect();
+    let unseen_client = rewriting_of(&services);
     let mut faults = Vec::new();
     let mut total = [Added::default(), Added::default()];
     let mut messages = 0;
-    for (setup, whose) in [(rewriting(), "everything captured"), (unseen_client, "servers captured")] {
+    for (setup, whose) in [
+        (rewriting(), "everything captured"),
+        (unseen_client, "servers captured"),
+    ] {
         let agent = Agent::start(&setup)?;
         for (server, off) in servers.iter().zip(&off) {
             let on = drive(server, &recorder)?;
-            let (mut found, back, responses) =
-                compare(&off.responses, &on.responses, &names(RESPONSE_NAMES), Compare::Payload, false);
-            let (more, out, requests) = compare(&off.requests, &on.requests, &names(REQUEST_NAMES), Compare::Payload, true);
+            let (mut found, back, responses) = compare(
+                &off.responses,
+                &on.responses,
+                &names(RESPONSE_NAMES),
+                Compare::Payload,
+                false,
+            );
+            let (more, out, requests) = compare(
+                &off.requests,
+                &on.requests,
+                &names(REQUEST_NAMES),
+                Compare::Payload,
+                true,
+            );
             found.extend(more);
             say(&format!(
                 "{}, {whose}: {responses} responses, {} with an added header; {requests} requests behind it, {} with an \
                  added header, {} corrected; {} differences",
                 server.name, back.inserted, out.inserted, out.corrected, found.len()
             ));
-            faults.extend(found.into_iter().map(|text| format!("{}, {whose}: {text}", server.name)));
+            faults.extend(
+                found
+                    .into_iter()
+                    .map(|text| format!("{}, {whose}: {text}", server.name)),
+            );
             messages += responses + requests;
             total[0] = sum(total[0], out);
             total[1] = sum(total[1], back);
         }
         drop(agent);
     }
-    for fault in faults.iter().filter(|fault| !fault.contains("no such connection")).take(40) {
+    for fault in faults
+        .iter()
+        .filter(|fault| !fault.contains("no such connection"))
+        .take(40)
+    {
         say(fault);
     }
     ensure!(faults.is_empty(), "{} differences, see above", faults.len());
     let [out, back] = total;
-    ensure!(out.inserted + out.corrected > 0, "no request carried an added header: nothing was shown");
+    ensure!(
+        out.inserted + out.corrected > 0,
+        "no request carried an added header: nothing was shown"
+    );
     Ok(format!(
         "{} servers, {messages} messages compared, 0 differences; {} requests with an added header, {} corrected, {} responses",
         servers.len(),
@@ -100,13 +131,21 @@ fn sum(one: Added, other: Added) -> Added {
 }
 
 fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
-    let scripts = || SCRIPTS.iter().filter(|script| **script != "large").map(|script| format!("/s/{script}/{{}}"));
+    let scripts = || {
+        SCRIPTS
+            .iter()
+            .filter(|script| **script != "large")
+            .map(|script| format!("/s/{script}/{{}}"))
+    };
     let mut servers = Vec::new();
     let mut add = |name: &'static str, app: App, paths: Vec<String>| servers.push(Server { name, app, paths });
     let root = place.join("www");
     std::fs::create_dir(&root)?;
     std::fs::write(root.join("small.txt"), "small\n".repeat(30))?;
-    std::fs::write(root.join("large.bin"), spanwire_tests::differential::recorder::large_body())?;
+    std::fs::write(
+        root.join("large.bin"),
+        spanwire_tests::differential::recorder::large_body(),
+    )?;
     let own: Vec<String> = ["/small.txt?{}", "/missing?{}", "/r/{}"].map(str::to_owned).into();
     let nginx = Site::new()
         .http("client_max_body_size 100m; sendfile on; tcp_nopush on;")
@@ -126,10 +165,22 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
     add("haproxy", haproxy(place, recorder.address())?, paths);
     let ids = || vec!["/r/{}".to_owned()];
     add("apache", apache::mod_php("apache", place, &Calls::none())?, ids());
-    add("gunicorn", python::gunicorn("gunicorn", place, Workers::Threads(4), &Calls::none())?, ids());
+    add(
+        "gunicorn",
+        python::gunicorn("gunicorn", place, Workers::Threads(4), &Calls::none())?,
+        ids(),
+    );
     add("aiohttp", python::aiohttp("aiohttp", place, &Calls::none())?, ids());
     add("node", node::node("node", place, &Calls::none())?, ids());
-    add("http.server", python_files(place, &root)?, vec!["/small.txt?{}".to_owned(), "/missing?{}".to_owned(), "/large.bin?{}".to_owned()]);
+    add(
+        "http.server",
+        python_files(place, &root)?,
+        vec![
+            "/small.txt?{}".to_owned(),
+            "/missing?{}".to_owned(),
+            "/large.bin?{}".to_owned(),
+        ],
+    );
     Ok(servers)
 }
 
@@ -170,10 +221,18 @@ fn drive(server: &Server, recorder: &Recorder) -> Result<Seen> {
     let mut responses = BTreeMap::new();
     for number in 0..CONNECTIONS {
         let count = rng.random_range(1..=5);
-        let requests: Vec<_> = (0..count).map(|index| request(server, &format!("{number}-{index}"), &mut rng)).collect();
-        let connection = exchange(address, &requests).with_context(|| format!("{}: connection {number}", server.name))?;
+        let requests: Vec<_> = (0..count)
+            .map(|index| request(server, &format!("{number}-{index}"), &mut rng))
+            .collect();
+        let connection =
+            exchange(address, &requests).with_context(|| format!("{}: connection {number}", server.name))?;
         responses.insert((format!("connection {number}"), 0), connection);
-        if responses.values().filter(|connection| connection.end == "nothing came").count() >= STALLED {
+        if responses
+            .values()
+            .filter(|connection| connection.end == "nothing came")
+            .count()
+            >= STALLED
+        {
             break;
         }
     }
@@ -184,18 +243,30 @@ fn drive(server: &Server, recorder: &Recorder) -> Result<Seen> {
 }
 
 fn request(server: &Server, id: &str, rng: &mut StdRng) -> Request {
-    let path = server.paths[rng.random_range(0..server.paths.len())].replace("{}", id);
-    let large = path.contains("large") || server.paths.len() > 6 && rng.random_ratio(1, 60);
+    let large = rng.random_ratio(1, 40);
+    let fitting: Vec<_> = server
+        .paths
+        .iter()
+        .filter(|path| path.contains("large") == large)
+        .collect();
+    let path = fitting
+        .get(rng.random_range(0..fitting.len().max(1)))
+        .map_or("/r/{}", |path| path.as_str());
+    let path = path.replace("{}", id);
+    let large = path.contains("large");
     let method = match rng.random_range(0..8) {
         0 if !large => "HEAD",
-        1..=2 if path.starts_with("/s/") => "POST",
-        _ if large && path.starts_with("/s/length") => "POST",
+        1..=3 if path.starts_with("/s/") => "POST",
         _ => "GET",
     };
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: server.test\r\nUser-Agent: raw\r\n");
     if rng.random_ratio(1, 3) {
         let (trace, parent): (u128, u64) = (rng.random(), rng.random());
-        let name = if rng.random_ratio(1, 4) { "Traceparent" } else { "traceparent" };
+        let name = if rng.random_ratio(1, 4) {
+            "Traceparent"
+        } else {
+            "traceparent"
+        };
         let _ = write!(head, "{name}: 00-{trace:032x}-{parent:016x}-01\r\n");
         if rng.random() {
             head.push_str("tracestate: rojo=00f067aa0ba902b7,congo=t61rcWkgMzE\r\n");
@@ -251,14 +322,20 @@ fn exchange(address: SocketAddr, requests: &[Request]) -> Result<Connection> {
                 return Ok(connection);
             }
         }
-        let expected = if request.to_head { Expected::ResponseToHead } else { Expected::Response };
+        let expected = if request.to_head {
+            Expected::ResponseToHead
+        } else {
+            Expected::Response
+        };
         loop {
             match messages.next(expected, |_| {}) {
                 Ok(response) => {
                     let interim = response.second_word().starts_with('1');
                     let last = response.broken.is_some()
                         || response.head.starts_with(b"HTTP/1.0")
-                        || response.field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+                        || response
+                            .field("connection")
+                            .is_some_and(|value| value.eq_ignore_ascii_case("close"));
                     connection.messages.push(response);
                     if last {
                         connection.end = messages.end();
