@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -18,7 +18,7 @@ use spanwire_tests::differential::exchange::Side;
 use spanwire_tests::differential::generate::generate;
 use spanwire_tests::differential::play::{play, Slot};
 use spanwire_tests::differential::record::{Record, Seen};
-use spanwire_tests::differential::socket::{accept, connect, set, Mode};
+use spanwire_tests::differential::socket::{accept, connect, listen, set, Mode};
 
 /// An exchange that takes longer is broken off, and differs from one that was not.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -128,7 +128,7 @@ fn call_all(work: &Work, numbers: &Numbers, ports: &[u16], slot: &Slot) {
 }
 
 fn serve(work: &Work, port: u16, threads: usize) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let listener = listen(port)?;
     let slots: Vec<Slot> = (0..threads).map(|_| Slot::default()).collect();
     std::thread::scope(|scope| {
         for slot in &slots {
