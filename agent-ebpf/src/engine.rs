@@ -22,12 +22,12 @@ use crate::global::global;
 use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
 use crate::process::{is_to_note, note_process};
-#[cfg(not(feature = "scalars"))]
-use crate::tracestate;
 use crate::state::{
     Scratch, SockState, EX_HEAD, EX_OPEN, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_BOUNDARY, SOCK_CONNECTING,
     SOCK_JOINED, SOCK_LATE, SOCK_OPAQUE, SOCK_TLS, SOCK_UNIX, TX,
 };
+#[cfg(not(feature = "scalars"))]
+use crate::tracestate;
 
 /// Steps of one call: two for each line of a head, three for each chunk, five for each pipelined message.
 const STEPS: u32 = 1024;

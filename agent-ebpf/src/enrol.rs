@@ -11,11 +11,11 @@ use spanwire_common::drop::KernelCounter;
 
 use crate::access;
 use crate::count::count;
-use crate::maps::{DESTINATIONS, ENROLLED, INGRESS, LEFT_ALONE, PORTS, PROCESSES, SETTINGS, SPARED_PORTS, ServerKey};
+use crate::maps::{ServerKey, DESTINATIONS, ENROLLED, INGRESS, LEFT_ALONE, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
 use crate::message::{fails, fault};
 use crate::state::{
     Call, SockState, ASKS_TO_LEAVE, ASKS_TO_STAY, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS,
-    REWRITE_WANTED, 
+    REWRITE_WANTED,
 };
 
 /// Callbacks that an enrolled socket gets: before each segment that it sends, and for each that it receives.

@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_get_prandom_u32};
 use spanwire_common::abi::{
-    context_format, flag, outcome, process_flag, protocol_id, setting, text, PortValue, ProcessClass, ProcessValue, Settings,
-    TEXT_BYTES,
+    context_format, flag, outcome, process_flag, protocol_id, setting, text, PortValue, ProcessClass, ProcessValue,
+    Settings, TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::Request;
@@ -315,9 +315,7 @@ global! {
                 exchange.flags |= flag::BLOCKING;
             }
             if exchange.has_tracestate != 0 && exchange.request.context_format != context_format::W3C {
-                // It came without a traceparent that holds.
-                let span_id = exchange.span_id;
-                let _ = TRACESTATES.remove(&span_id);
+                forget_tracestate(exchange);
             }
             ensure_trace(exchange, call.slot);
             opens(exchange, call);
@@ -344,6 +342,15 @@ pub const CONTEXT_SAMPLED: u8 = 1;
 pub const CONTEXT_RANDOM: u8 = 2;
 pub const CONTEXT_DECIDED: u8 = 4;
 pub const CONTEXT_INVALID: u8 = 8;
+
+/// A tracestate came without a traceparent that holds.
+///
+/// verifier: in a frame of its own: see `opaque::sent`.
+#[inline(never)]
+fn forget_tracestate(exchange: &Exchange) {
+    let span_id = exchange.span_id;
+    let _ = TRACESTATES.remove(&span_id);
+}
 
 /// Proxies, which pass on the headers of responses.
 #[inline(always)]

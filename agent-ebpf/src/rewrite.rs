@@ -31,8 +31,9 @@ use crate::seen;
 use crate::sk::Sock;
 use crate::socket::identify;
 use crate::state::{
-    Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN, NOWHERE,
-    REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
+    Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN,
+    NOWHERE, REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE,
+    SOCK_OPAQUE, TX,
 };
 use crate::{access, response};
 

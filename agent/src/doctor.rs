@@ -99,7 +99,7 @@ impl Node for ThisNode {
             port_selectors: false,
             deadline_ns: 0,
             count_costs: false,
-        rewrite_fault: RewriteFault::None,
+            rewrite_fault: RewriteFault::None,
         };
         KernelTypes::read()
             .and_then(|types| Kernel::load(&types, options))

@@ -18,8 +18,8 @@ mod snapshot;
 mod unmet;
 mod upkeep;
 
-use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -30,8 +30,8 @@ use spanwire_common::drop::UserDrop;
 
 use self::ingress::Ingress;
 use self::known::Known;
-pub use self::snapshot::{ProcessLine, Snapshot};
 pub use self::rewriting::{Control, Rewriting};
+pub use self::snapshot::{ProcessLine, Snapshot};
 use self::unmet::{Missing, Unmet};
 use crate::assemble::{Assembler, Output};
 use crate::budget::{Budget, CpuStage, Refusal};

@@ -159,7 +159,8 @@ fn flush(runtime: &Runtime, exporters: Exporters, store: Option<Arc<Store>>) {
 /// Listens for signals until one says that it is over. SIGUSR1: rewriting ends at once; SIGUSR2: the self-test runs again, and what
 /// it allows begins; SIGHUP: the configuration's `propagate` and `ingress` are read again.
 async fn until_told(data_path: &Running, reload: impl Fn() -> Result<Config, config::ConfigError>) -> Result<()> {
-    let listen = |kind: SignalKind, name: &'static str| signal(kind).with_context(|| format!("cannot listen for {name}"));
+    let listen =
+        |kind: SignalKind, name: &'static str| signal(kind).with_context(|| format!("cannot listen for {name}"));
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
     let mut end = listen(SignalKind::user_defined1(), "SIGUSR1")?;

@@ -60,7 +60,12 @@ impl Scene {
         let before = self.receiver.received().len();
         let body = json!([{"url": format!("{}{path}", self.receiver.url()), "arguments": {"n": 7}}]).to_string();
         let response = Connection::open(&self.app.target)?.request("POST", path, &[], body.as_bytes())?;
-        ensure!(response.status == 200, "status {}: {}", response.status, response.text());
+        ensure!(
+            response.status == 200,
+            "status {}: {}",
+            response.status,
+            response.text()
+        );
         let arrived = self.receiver.received();
         let request = arrived.get(before).context("the call has not arrived")?;
         ensure!(arrived.len() == before + 1, "{} calls for one", arrived.len() - before);
@@ -83,7 +88,11 @@ impl Scene {
     fn warm(&self, agent: &Agent) -> Result<()> {
         self.call("/warm")?;
         let spans = agent.spans_when(|spans| !spans.is_empty())?;
-        ensure!(!spans.is_empty(), "no span of the first call; the agent's log:\n{}", agent.log());
+        ensure!(
+            !spans.is_empty(),
+            "no span of the first call; the agent's log:\n{}",
+            agent.log()
+        );
         Ok(())
     }
 }
@@ -120,8 +129,13 @@ fn a_step_that_fails_leaves_the_request_as_it_was() {
             let metrics = agent.drained()?;
             let failed = metrics.sum("spanwire_injections_total", &[("result", "failed")]);
             let refused = metrics.sum("spanwire_kernel_notes_total", &[("reason", "enrol_failed")]);
-            ensure!(step.is_empty() || failed + refused >= 5, "{failed} failures, {refused} refused");
-            Ok(format!("{headers} headers in each of 5 calls, {failed} failures counted, {refused} not enrolled"))
+            ensure!(
+                step.is_empty() || failed + refused >= 5,
+                "{failed} failures, {refused} refused"
+            );
+            Ok(format!(
+                "{headers} headers in each of 5 calls, {failed} failures counted, {refused} not enrolled"
+            ))
         });
     }
     cases.finish();
@@ -130,7 +144,11 @@ fn a_step_that_fails_leaves_the_request_as_it_was() {
 #[test]
 fn what_the_self_test_does_not_allow_is_not_done() {
     let mut cases = Cases::new("rewriting: narrowed");
-    for (row, headers, reason) in [("insertion", 0, "insertion"), ("removal", 0, "removal"), ("splice", 1, "splice")] {
+    for (row, headers, reason) in [
+        ("insertion", 0, "insertion"),
+        ("removal", 0, "removal"),
+        ("splice", 1, "splice"),
+    ] {
         cases.run(row, || {
             let scene = Scene::new("rewriting")?;
             let agent = Agent::start(&scene.setup().env("SPANWIRE_SELFTEST_FAULTY", row))?;
@@ -160,7 +178,9 @@ fn it_ends_when_it_is_told_to_and_by_itself() {
         ensure!(rewriting(&agent)?["on"] == json!(false) || off < WITHIN, "status");
         agent.service().signal(Signal::USR2)?;
         let on = scene.until("/again", 1)?;
-        Ok(format!("ended {off:?} after the signal, begun again {on:?} after the other"))
+        Ok(format!(
+            "ended {off:?} after the signal, begun again {on:?} after the other"
+        ))
     });
     drop(agent);
     cases.run("by itself", || {
@@ -174,14 +194,22 @@ fn it_ends_when_it_is_told_to_and_by_itself() {
             sleep(WITHIN / 10);
         }
         let status = rewriting(&agent)?;
-        ensure!(status["reasons"].to_string().contains("could not be rewritten"), "{status}");
+        ensure!(
+            status["reasons"].to_string().contains("could not be rewritten"),
+            "{status}"
+        );
         Ok(format!("ended: {}", status["reasons"]))
     });
     cases.finish();
 }
 
 /// Asks many times, beside each other; the trace ids that came back, and how many answers there were.
-fn ids_returned(target: &Target, prefix: &str, requests: usize, concurrency: usize) -> Result<(BTreeSet<String>, usize)> {
+fn ids_returned(
+    target: &Target,
+    prefix: &str,
+    requests: usize,
+    concurrency: usize,
+) -> Result<(BTreeSet<String>, usize)> {
     let ids = Mutex::new((BTreeSet::new(), 0));
     let failure = Mutex::new(None);
     std::thread::scope(|scope| {
@@ -196,7 +224,9 @@ fn ids_returned(target: &Target, prefix: &str, requests: usize, concurrency: usi
                         let mut ids = ids.lock().unwrap();
                         ids.1 += 1;
                         if let Some(value) = response.header("server-timing") {
-                            let id = value.strip_prefix("traceparent;desc=\"00-").and_then(|rest| rest.get(..32));
+                            let id = value
+                                .strip_prefix("traceparent;desc=\"00-")
+                                .and_then(|rest| rest.get(..32));
                             ids.0.insert(id.context(value.to_owned())?.to_owned());
                         }
                     }
@@ -221,7 +251,11 @@ const SHARE: f64 = 0.95;
 
 /// Every id that came back has to resolve to a trace with at least these kinds of spans.
 fn check_ids(agent: &Agent, ids: &BTreeSet<String>, answers: usize, kinds: &[Kind]) -> Result<String> {
-    ensure!(ids.len() as f64 >= SHARE * answers as f64, "{} ids in {answers} answers", ids.len());
+    ensure!(
+        ids.len() as f64 >= SHARE * answers as f64,
+        "{} ids in {answers} answers",
+        ids.len()
+    );
     agent.drained()?;
     sleep(WITHIN);
     for id in ids {
@@ -233,7 +267,10 @@ fn check_ids(agent: &Agent, ids: &BTreeSet<String>, answers: usize, kinds: &[Kin
             found.swap_remove(at.unwrap_or_default());
         }
     }
-    Ok(format!("{} ids in {answers} answers, each resolves to its tree", ids.len()))
+    Ok(format!(
+        "{} ids in {answers} answers, each resolves to its tree",
+        ids.len()
+    ))
 }
 
 #[test]
@@ -242,7 +279,10 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
     let place = Place::new("returned").unwrap();
     let aiohttp = python::aiohttp("aiohttp", &place, &Calls::none()).unwrap();
     let node = node::node("node", &place, &Calls::none()).unwrap();
-    let before_aiohttp = Site::new().proxying("a", &[&aiohttp.target]).start("nginx-a", &place).unwrap();
+    let before_aiohttp = Site::new()
+        .proxying("a", &[&aiohttp.target])
+        .start("nginx-a", &place)
+        .unwrap();
     let before_node = haproxy::haproxy("haproxy-n", &place, "n", &node.target).unwrap();
     let apps = [&aiohttp, &node, &before_aiohttp, &before_node];
     let services: Vec<_> = apps.iter().map(|app| &app.service).collect();
@@ -250,9 +290,17 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
     for (name, target, kinds) in [
         ("aiohttp", &aiohttp.target, &[Kind::Server][..]),
         ("Node", &node.target, &[Kind::Server][..]),
-        ("nginx before aiohttp", &before_aiohttp.target, &[Kind::Server, Kind::Client, Kind::Server][..]),
+        (
+            "nginx before aiohttp",
+            &before_aiohttp.target,
+            &[Kind::Server, Kind::Client, Kind::Server][..],
+        ),
         // HAProxy's own server span stands apart: nothing names the request that its call was for.
-        ("HAProxy before Node", &before_node.target, &[Kind::Client, Kind::Server][..]),
+        (
+            "HAProxy before Node",
+            &before_node.target,
+            &[Kind::Client, Kind::Server][..],
+        ),
     ] {
         cases.run(name, || {
             // Whether a process's sockets block shows when it reads its first request.

@@ -33,7 +33,10 @@ pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>, ingress: &m
     if let Some(field) = section.take(reader, "trust") {
         let items = field.items(reader).unwrap_or_default();
         if items.len() > TRUST_MAX {
-            field.refuse(reader, format!("expected at most {TRUST_MAX} ranges, found {}", items.len()));
+            field.refuse(
+                reader,
+                format!("expected at most {TRUST_MAX} ranges, found {}", items.len()),
+            );
         }
         let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
         ingress.trust = items.iter().filter_map(range).collect();
@@ -53,7 +56,10 @@ fn headers(reader: &mut Reader, field: &Field<'_>) -> Vec<HeaderName> {
             continue;
         };
         if REFUSED.contains(&name.as_str()) {
-            item.refuse(reader, "expected a header that says nothing else, server-timing for instance".to_owned());
+            item.refuse(
+                reader,
+                "expected a header that says nothing else, server-timing for instance".to_owned(),
+            );
         } else if !names.contains(&name) {
             names.push(name);
         }
@@ -61,7 +67,8 @@ fn headers(reader: &mut Reader, field: &Field<'_>) -> Vec<HeaderName> {
     // What each line takes besides its name: `: `, a traceparent, and `traceparent;desc="..."` round one of them.
     let bytes: usize = names.iter().map(|name| name.as_str().len() + 80).sum();
     if names.len() > RETURN_LINES || bytes > RETURN_BYTES {
-        let message = format!("expected at most {RETURN_LINES} headers with names of less than {RETURN_BYTES} bytes in all");
+        let message =
+            format!("expected at most {RETURN_LINES} headers with names of less than {RETURN_BYTES} bytes in all");
         field.refuse(reader, message);
         names.clear();
     }

@@ -34,8 +34,8 @@ pub use self::environment::Environment;
 pub use self::flags::Flags;
 pub use self::glob::Glob;
 pub use self::model::{
-    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Ingress, Limits, LocalRanges, PathDetail,
-    Propagate, Retention, Sdk, Store, Switch, Tenant,
+    Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Ingress, Limits, LocalRanges,
+    PathDetail, Propagate, Retention, Sdk, Store, Switch, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};
 pub use self::rules::{ProcessMasks, RequestFacts, Rule, RunFacts, SelectorRules, SELECTORS_MAX};

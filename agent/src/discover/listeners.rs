@@ -58,7 +58,9 @@ fn sockets_of(root: &ProcRoot, pid: u32) -> HashSet<u64> {
     let Ok(entries) = fs::read_dir(root.of(pid, "fd")) else {
         return HashSet::new();
     };
-    let links = entries.take(DESCRIPTORS).filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let links = entries
+        .take(DESCRIPTORS)
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
     links.filter_map(|link| number_in(link.to_str()?, "socket:[")).collect()
 }
 
@@ -88,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_line_of_the_table_is_read() {
-        let line = "   3: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 123456 1 \
+        let line =
+            "   3: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 123456 1 \
                     0000000000000000 100 0 0 10 0";
         assert_eq!(listening(line), Some((8080, 123_456)));
         assert_eq!(listening(&line.replace(" 0A ", " 01 ")), None);
@@ -100,8 +103,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let pid = std::process::id();
-        assert!(listeners(&ProcRoot::default(), pid).iter().any(|found| found.port == port));
+        assert!(listeners(&ProcRoot::default(), pid)
+            .iter()
+            .any(|found| found.port == port));
         drop(listener);
-        assert!(!listeners(&ProcRoot::default(), pid).iter().any(|found| found.port == port));
+        assert!(!listeners(&ProcRoot::default(), pid)
+            .iter()
+            .any(|found| found.port == port));
     }
 }

@@ -34,7 +34,9 @@ impl Worker {
         self.watch = Watch::default();
         let policy = &self.path.rewrite;
         if !policy.is_on() {
-            self.rewriting.reasons.push("the configuration does not ask for it".to_owned());
+            self.rewriting
+                .reasons
+                .push("the configuration does not ask for it".to_owned());
             return;
         }
         for (mode, allowed) in policy.modes().each() {
@@ -61,14 +63,14 @@ impl Worker {
     }
 
     /// Every socket is its own again, now.
-    fn end_rewriting(&mut self, reason: String) {
+    fn end_rewriting(&mut self, reason: &str) {
         self.path.kernel.end_rewriting();
         for hook in crate::sys::rewrite::HOOKS {
             self.path.counters.set_hook(hook, false);
         }
         self.rewriting = Rewriting {
             is_on: false,
-            reasons: vec![reason.clone()],
+            reasons: vec![reason.to_owned()],
         };
         self.degrade(format!("messages leave without trace context: {reason}"));
     }
@@ -76,7 +78,7 @@ impl Worker {
     pub(super) fn obey(&mut self, now_ns: u64) {
         while let Ok(control) = self.control.try_recv() {
             match control {
-                Control::EndRewriting => self.end_rewriting("SIGUSR1".to_owned()),
+                Control::EndRewriting => self.end_rewriting("SIGUSR1"),
                 Control::BeginRewriting => {
                     let test = KernelTypes::read().map(|types| selftest::run(&types));
                     let modes = test.map_or_else(|error| Modes::none(&error.to_string()), |test| Modes::of(&test));
@@ -94,7 +96,8 @@ impl Worker {
 
     fn begin_again(&mut self, now_ns: u64) {
         self.path.kernel.end_rewriting();
-        self.degradations.retain(|text| !text.starts_with("messages leave without"));
+        self.degradations
+            .retain(|text| !text.starts_with("messages leave without"));
         self.begin_rewriting();
         for pid in self.known.pids() {
             let process = self.path.discoverer.lookup(pid, now_ns, now_ns);
@@ -114,7 +117,7 @@ impl Worker {
         let failed = of(KernelCounter::InjectionFailed) + of(KernelCounter::ReturnFailed);
         if let Some(reason) = self.watch.look(written, failed) {
             let before = kernel::monotonic_ns();
-            self.end_rewriting(reason);
+            self.end_rewriting(&reason);
             let took_ms = (kernel::monotonic_ns() - before) / 1_000_000;
             tracing::warn!(took_ms, "rewriting has ended by itself; SIGUSR2 begins it again");
         }

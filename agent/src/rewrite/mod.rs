@@ -11,9 +11,7 @@ use std::net::IpAddr;
 
 pub use self::modes::{Modes, Reason};
 pub use self::watch::Watch;
-use spanwire_common::abi::{
-    self, process_flag, setting, PortValue, ProcessClass, ReturnLines, Settings, RETURN_BYTES,
-};
+use spanwire_common::abi::{self, process_flag, setting, PortValue, ProcessClass, ReturnLines, Settings, RETURN_BYTES};
 use spanwire_common::protocol::traceparent::VALUE_BYTES;
 
 use crate::config::{
@@ -72,7 +70,10 @@ const fn is_event_loop(class: ProcessClass) -> bool {
 /// Runtimes whose sources read sockets without asking FIONREAD how much there is: libuv (`uv__read`), Go's netpoll, CPython's
 /// socket module and asyncio. nginx (`ngx_unix_recv`), the JDK (`Net.available`) and .NET (`Socket.Available`) ask.
 fn never_asks_fionread(habits: Habits) -> bool {
-    let by_class = matches!(habits.class, ProcessClass::EventLoop | ProcessClass::Go | ProcessClass::Proxy);
+    let by_class = matches!(
+        habits.class,
+        ProcessClass::EventLoop | ProcessClass::Go | ProcessClass::Proxy
+    );
     by_class || matches!(habits.runtime, Some("cpython" | "pypy"))
 }
 
@@ -372,7 +373,10 @@ mod tests {
         assert_eq!((untried.settings(), untried.permit(thread, "s").flags), (0, 0));
         let refused = policy("", "insertion");
         assert_eq!(refused.settings(), 0);
-        assert!(refused.permit(thread, "s").requests.contains("insertion"), "{refused:?}");
+        assert!(
+            refused.permit(thread, "s").requests.contains("insertion"),
+            "{refused:?}"
+        );
     }
 
     #[test]
@@ -383,26 +387,45 @@ mod tests {
             (permit.flags & ALL, permit.responses.is_ok())
         };
         assert_eq!(of("", ProcessClass::Nginx, None), (ALL, true));
-        assert_eq!(of("fionread", ProcessClass::Nginx, None), (process_flag::REWRITES, false));
+        assert_eq!(
+            of("fionread", ProcessClass::Nginx, None),
+            (process_flag::REWRITES, false)
+        );
         assert_eq!(of("fionread", ProcessClass::EventLoop, None), (ALL, true));
         assert_eq!(of("", ProcessClass::ThreadPerRequest, Some(true)), (ALL, true));
-        assert_eq!(of("recv_reset", ProcessClass::ThreadPerRequest, Some(true)), (ALL, false));
+        assert_eq!(
+            of("recv_reset", ProcessClass::ThreadPerRequest, Some(true)),
+            (ALL, false)
+        );
         assert_eq!(of("recv_reset", ProcessClass::Jvm, Some(false)), (ALL, true));
         assert_eq!(of("", ProcessClass::Jvm, None), (ALL, false));
-        assert_eq!(of("splice", ProcessClass::EventLoop, None), (process_flag::REWRITES, false));
+        assert_eq!(
+            of("splice", ProcessClass::EventLoop, None),
+            (process_flag::REWRITES, false)
+        );
         assert_eq!(of("removal", ProcessClass::EventLoop, None), (0, false));
     }
 
     #[test]
     fn what_cannot_be_written_at_the_edge_is_asked_of_the_upstream() {
-        let flags = |text: &str, faulty, class, name: &str| policy(text, faulty).permit(habits(class, None), name).flags;
+        let flags =
+            |text: &str, faulty, class, name: &str| policy(text, faulty).permit(habits(class, None), name).flags;
         let by_upstream = process_flag::RETURNS_BY_UPSTREAM;
-        assert_eq!(flags("", "fionread", ProcessClass::Nginx, "s") & by_upstream, by_upstream);
+        assert_eq!(
+            flags("", "fionread", ProcessClass::Nginx, "s") & by_upstream,
+            by_upstream
+        );
         assert_eq!(flags("", "", ProcessClass::Nginx, "s") & by_upstream, 0);
         assert_eq!(flags("", "fionread", ProcessClass::Jvm, "s") & by_upstream, 0);
         let named = "ingress: {services: [\"shop-*\"]}";
-        assert_ne!(flags(named, "", ProcessClass::Nginx, "shop-a") & process_flag::RETURNS_ALWAYS, 0);
-        assert_eq!(flags(named, "", ProcessClass::Nginx, "shop") & process_flag::RETURNS_ALWAYS, 0);
+        assert_ne!(
+            flags(named, "", ProcessClass::Nginx, "shop-a") & process_flag::RETURNS_ALWAYS,
+            0
+        );
+        assert_eq!(
+            flags(named, "", ProcessClass::Nginx, "shop") & process_flag::RETURNS_ALWAYS,
+            0
+        );
     }
 
     #[test]
@@ -412,7 +435,10 @@ mod tests {
         let bytes: Vec<u8> = lines.words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let text = String::from_utf8(bytes[..lines.len as usize].to_vec()).unwrap();
         let value = "0".repeat(55);
-        assert_eq!(text, format!("server-timing: traceparent;desc=\"{value}\"\r\nx-trace-id: {value}\r\n"));
+        assert_eq!(
+            text,
+            format!("server-timing: traceparent;desc=\"{value}\"\r\nx-trace-id: {value}\r\n")
+        );
         assert_eq!(lines.count, 2);
         for at in &lines.value_at[..2] {
             assert_eq!(&text[*at as usize..][..55], value);

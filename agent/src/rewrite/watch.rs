@@ -68,7 +68,10 @@ impl Watch {
         let sum = |of: fn(&Tally) -> u64| self.before.iter().map(of).sum::<u64>();
         let (written, failed) = (sum(|t| t.written), sum(|t| t.failed));
         if failed >= LEAST_FAILURES && failed * 100 > written {
-            return Some(format!("{failed} of {} messages could not be rewritten", written + failed));
+            return Some(format!(
+                "{failed} of {} messages could not be rewritten",
+                written + failed
+            ));
         }
         let (rewritten, others) = (sum(|t| t.rewritten), sum(|t| t.others));
         let worse = |ours: u64, least: u64, theirs: u64| {
@@ -83,7 +86,10 @@ impl Watch {
             ));
         }
         let (too_large, without) = (sum(|t| t.rewritten_too_large), sum(|t| t.others_too_large));
-        if too_large >= LEAST_TOO_LARGE && too_large * 100 > rewritten && without * rewritten < too_large * others.max(1) {
+        if too_large >= LEAST_TOO_LARGE
+            && too_large * 100 > rewritten
+            && without * rewritten < too_large * others.max(1)
+        {
             return Some(format!(
                 "{too_large} of {rewritten} rewritten requests were answered with 431, {without} of {others} others"
             ));
@@ -117,7 +123,9 @@ mod tests {
     fn failures_are_counted_over_the_last_seconds_only() {
         let mut watch = Watch::default();
         assert_eq!(watch.look(1_000, 15), None);
-        assert!(watch.look(1_100, 40).is_some_and(|reason| reason.contains("40 of 1140")));
+        assert!(watch
+            .look(1_100, 40)
+            .is_some_and(|reason| reason.contains("40 of 1140")));
         for _ in 0..LOOKS {
             watch.look(1_100, 40);
         }

@@ -117,7 +117,9 @@ impl Kernel {
         let unused = AddressRange::default();
         for index in 0..RANGES_MOST {
             let range = ranges.get(index).unwrap_or(&unused);
-            table.set(index as u32, pod::AddressRange(*range), 0).map_err(named(name))?;
+            table
+                .set(index as u32, pod::AddressRange(*range), 0)
+                .map_err(named(name))?;
         }
         Ok(())
     }

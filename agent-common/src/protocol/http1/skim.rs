@@ -4,6 +4,11 @@
 //! cost. Any line that is not plainly of this kind (one that is asked for, cut, folded, broken, very long, or not whole
 //! in the window) is left to them, and so is the blank line.
 
+#![allow(
+    clippy::many_single_char_names,
+    reason = "f, r, c, w, s are framing, request, cursor, window and settings throughout the parser"
+)]
+
 use super::super::swar;
 use super::super::window::Window;
 use super::framing::{flag, phase, Cursor, Framing, HEAD_BYTES, LINE_BYTES};
