@@ -1,8 +1,9 @@
 //! sk_msg: the program that the self-test of rewriting tries out on sockets of its own (`agent/src/sys/selftest/`).
 
-use aya_ebpf::bindings::{sk_action, sk_msg_md};
+use aya_ebpf::bindings::sk_action;
 use aya_ebpf::btf_maps::SockHash;
-use aya_ebpf::macros::btf_map;
+use aya_ebpf::macros::{btf_map, sk_msg};
+use aya_ebpf::programs::SkMsgContext;
 use spanwire_common::trial::{INSERT, LINE, LINEARISE, LINE_AT};
 
 use crate::access;
@@ -34,18 +35,16 @@ const fn text() -> Line {
 }
 
 /// Puts a line into the messages that ask for it, and makes those one piece that ask for that.
-///
-/// # Safety
-/// Called by the kernel with its own context.
-#[no_mangle]
-#[link_section = "sk_msg"]
-pub unsafe extern "C" fn try_out_message(ctx: *mut sk_msg_md) -> u32 {
-    let message = Message(ctx);
+#[sk_msg]
+pub fn try_out_message(ctx: SkMsgContext) -> u32 {
+    let message = Message(ctx.msg);
     match begin(message) {
         INSERT_WORD => {
+            // As the agent does with a message that is longer than a piece.
+            let _ = message.visible() >= message.size() || message.pull(message.size());
             if message.has_room(access::sock(message.sock()), LINE.len() as u32) {
                 // What comes of it is seen at the other end.
-                insert(ctx, LINE_AT, &TEXT);
+                insert(ctx.msg, LINE_AT, &TEXT);
             }
         }
         LINEARISE_WORD => {
