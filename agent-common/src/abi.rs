@@ -551,6 +551,8 @@ pub mod process_flag {
     pub const RETURNS_BY_UPSTREAM: u8 = 32;
     /// Its responses bear the trace id whoever asks.
     pub const RETURNS_ALWAYS: u8 = 64;
+    /// It sends telemetry of its own (OTLP).
+    pub const EXPORTS: u8 = 128;
 }
 
 /// Value of the map PROCESSES (key: thread group id, u32).

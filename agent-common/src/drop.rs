@@ -123,5 +123,7 @@ reasons! {
         NotSampled = 5 => ("sample", "not_sampled"),
         /// An opaque call whose request is not known: only those of a traced request are spans.
         OpaqueUncaused = 6 => ("assemble", "opaque_uncaused"),
+        /// The application's own SDK tells of it (`capture.sdk`).
+        ToldBySdk = 7 => ("assemble", "told_by_sdk"),
     }
 }

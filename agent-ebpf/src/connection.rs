@@ -26,6 +26,9 @@ const TCP_CLOSE: i32 = 7;
 const TCP_LAST_ACK: i32 = 9;
 const TCP_LISTEN: i32 = 10;
 
+/// Where OTLP over gRPC goes, in which no path is seen.
+const OTLP_GRPC: u16 = 4317;
+
 const ETIMEDOUT: u16 = 110;
 const ECONNREFUSED: u16 = 111;
 
@@ -372,6 +375,9 @@ fn connect_begins(sk: Sock, call: &mut Call) {
     state.rewrite = enrol::wanted(call, settings);
     state.asks = 0;
     state.inserted = 0;
+    if call.remote_port == OTLP_GRPC {
+        unit::exports((call.pid_tgid >> 32) as u32);
+    }
     let exchange = &mut state.exchange;
     exchange.request_first_ns = now(call);
     exchange.pid = (call.pid_tgid >> 32) as u32;

@@ -11,11 +11,11 @@ use spanwire_common::drop::KernelCounter;
 
 use crate::access;
 use crate::count::count;
-use crate::maps::{DESTINATIONS, ENROLLED, INGRESS, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
+use crate::maps::{DESTINATIONS, ENROLLED, INGRESS, LEFT_ALONE, PORTS, PROCESSES, SETTINGS, SPARED_PORTS, ServerKey};
 use crate::message::{fails, fault};
 use crate::state::{
-    Call, SockState, ASKS_TO_LEAVE, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS,
-    REWRITE_WANTED, ROLE_CLIENT,
+    Call, SockState, ASKS_TO_LEAVE, ASKS_TO_STAY, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS,
+    REWRITE_WANTED, 
 };
 
 /// Callbacks that an enrolled socket gets: before each segment that it sends, and for each that it receives.
@@ -27,6 +27,7 @@ pub fn wanted(call: &Call, settings: &Settings) -> u8 {
     let may = settings.flags & setting::REWRITE != 0 && call.process_flags & process_flag::REWRITES != 0;
     if !may
         || !is_asked(call, settings)
+        || is_left_alone(call)
         || SPARED_PORTS.get_ptr(&u32::from(call.remote_port)).is_some()
         || !is_destination(call)
     {
@@ -37,6 +38,38 @@ pub fn wanted(call: &Call, settings: &Settings) -> u8 {
     } else {
         REWRITE_WANTED
     }
+}
+
+/// A server that speaks first: connections to it are left alone from now on.
+///
+/// verifier: a function of its own, whose stack ends with it.
+#[inline(never)]
+fn leave_alone(ops: *mut bpf_sock_ops) {
+    // SAFETY: the program's context.
+    let typed = unsafe { (*ops).__bindgen_anon_2.sk as *const u8 };
+    if typed.is_null() {
+        return;
+    }
+    let sk = access::sock_of_message(typed);
+    if sk.0.is_null() {
+        return;
+    }
+    let (_, remote) = sk.addresses(sk.family());
+    let key = ServerKey {
+        address: remote,
+        port: u64::from(sk.remote_port()),
+    };
+    let _ = LEFT_ALONE.insert(&key, &1, 0);
+}
+
+/// Connections to this server are left alone.
+#[inline(never)]
+fn is_left_alone(call: &Call) -> bool {
+    let key = ServerKey {
+        address: call.remote_addr,
+        port: u64::from(call.remote_port),
+    };
+    LEFT_ALONE.get_ptr(&key).is_some()
 }
 
 /// `propagate.include` and `propagate.exclude` (as `exchange::admit` does for those of `capture`).
@@ -174,11 +207,10 @@ pub fn sends(ops: *mut bpf_sock_ops) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
-    let [_, sent] = known.seen;
     if known.asks & ASKS_TO_LEAVE != 0 {
         leave(ops, known);
-    } else if known.rewrite & REWRITE_RETURNS != 0 && sent != 0 {
-        // It has answered: it is HTTP, and stays.
+    } else if known.rewrite & REWRITE_RETURNS != 0 && known.asks & ASKS_TO_STAY != 0 {
+        // It has answered.
         no_callbacks(ops);
     }
 }
@@ -209,9 +241,13 @@ pub fn receives(ops: *mut bpf_sock_ops) {
         // Its request.
         return;
     }
-    if known.role == ROLE_CLIENT && known.asks & ASKS_TO_LEAVE == 0 && known.rewrite & REWRITE_PERSISTENT != 0 {
-        // The answer to a request: it is HTTP, and stays.
+    if known.asks & (ASKS_TO_LEAVE | ASKS_TO_STAY) == ASKS_TO_STAY {
+        // The answer to a request.
         return no_callbacks(ops);
+    }
+    let [_, sent] = known.seen;
+    if sent == 0 {
+        leave_alone(ops);
     }
     leave(ops, known);
 }

@@ -287,6 +287,9 @@ global! {
         }
         let request = &exchange.request;
         if request.otlp != 0 {
+            if exchange.side == ROLE_CLIENT {
+                unit::exports(exchange.pid);
+            }
             exchange.state |= EX_EXCLUDED;
             return 1;
         }

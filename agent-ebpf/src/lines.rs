@@ -43,8 +43,8 @@ macro_rules! request_function {
 
 request_function! {
     /// Header lines of a request that nobody asks for.
-    skim_request, |f, _request, cursor, window, settings| {
-        http1::skim_request(f, cursor, window, settings);
+    skim_request, |f, request, cursor, window, settings| {
+        http1::skim_request(f, request, cursor, window, settings);
         0
     }
 }

@@ -134,6 +134,10 @@ pub fn blank_tracestate(span_id: u64) -> *mut TraceState {
     TRACESTATES.get_ptr_mut(&span_id).unwrap_or(core::ptr::null_mut())
 }
 
+/// Servers that have spoken first: connections to them are left alone. Written by sockops.
+#[btf_map]
+pub static LEFT_ALONE: LruHashMap<ServerKey, u32, 4096> = LruHashMap::new();
+
 /// Ports of the other end whose connections are left alone: TLS, and protocols in which the server speaks first. Written by user
 /// space.
 #[btf_map]
@@ -230,6 +234,14 @@ pub struct Carry {
 pub struct PipelineKey {
     pub cookie: u64,
     pub ordinal: u64,
+}
+
+/// Key of LEFT_ALONE: the other end of a connection.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ServerKey {
+    pub address: [u64; 2],
+    pub port: u64,
 }
 
 /// Value of VECTORS.

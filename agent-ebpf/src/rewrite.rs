@@ -31,7 +31,7 @@ use crate::seen;
 use crate::sk::Sock;
 use crate::socket::identify;
 use crate::state::{
-    Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, EX_HEAD, EX_OPEN, NOWHERE,
+    Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN, NOWHERE,
     REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
 };
 use crate::{access, response};
@@ -39,7 +39,7 @@ use crate::{access, response};
 /// A longer head is left alone: servers answer 431 to heads over 8 KiB (nginx, Apache, Tomcat).
 const HEAD_BYTES: u32 = 7_680;
 /// So is one of more lines: Apache's and Tomcat's limit is 100.
-const HEAD_LINES: u32 = 90;
+const HEAD_LINES: u16 = 90;
 /// A message this large is sent in one piece by being made one element first: elements of 32 KiB, each sent by itself, wait
 /// for each other's acknowledgement (Nagle).
 const ONE_ELEMENT: u32 = 128 << 10;
@@ -115,6 +115,8 @@ pub fn on_message(message: Message) {
         };
         if verdict == ALIEN || (verdict == DONE && !stays) {
             known.asks |= ASKS_TO_LEAVE;
+        } else if verdict == DONE {
+            known.asks |= ASKS_TO_STAY;
         }
     } else {
         count(KernelCounter::MessageBusy);
@@ -406,10 +408,10 @@ global! {
     pub fn plan(state: *mut SockState, scratch: *mut Scratch) else { PLAN_NOTHING } {
         // SAFETY: as in `preview_step`.
         let (known, working) = unsafe { (&mut *state, &mut *scratch) };
-        let (request, call, cursor) = (&known.exchange.request, &working.call, &working.cursor);
+        let (request, call) = (&known.exchange.request, &working.call);
         let own = request.otlp | request.user_agent_excluded != 0;
         let tunnel = request.method == Method::Connect as u8 || request.method == Method::Trace as u8;
-        let large = call.head_bytes > HEAD_BYTES || cursor.lines > HEAD_LINES;
+        let large = call.head_bytes > HEAD_BYTES || request.lines > HEAD_LINES;
         if own || tunnel || request.signed & signed::MESSAGE != 0 {
             return PLAN_NOTHING;
         }

@@ -47,6 +47,8 @@ pub const REWRITE_RETURNS: u8 = 16;
 pub const ASKS_TO_LEAVE: u8 = 1;
 /// The request that is being sent has its context in PREPARED.
 pub const ASKS_PREPARED: u8 = 2;
+/// A whole head has left: it is HTTP, and may stay.
+pub const ASKS_TO_STAY: u8 = 4;
 
 /// Bits of [`Exchange::state`].
 pub const EX_OPEN: u8 = 1;

@@ -378,6 +378,15 @@ pub fn demote(pid: u32) {
     }
 }
 
+/// This process sends telemetry of its own.
+#[inline(always)]
+pub fn exports(pid: u32) {
+    if let Some(process) = PROCESSES.get_ptr_mut(&pid) {
+        // SAFETY: a live map value.
+        unsafe { (*process).flags |= process_flag::EXPORTS };
+    }
+}
+
 /// A process was forked: if the thread that forked it serves a request, so does the child (CGI).
 #[inline(always)]
 pub fn inherit(child: u64) {

@@ -35,7 +35,7 @@ pub use self::rewriting::{Control, Rewriting};
 use self::unmet::{Missing, Unmet};
 use crate::assemble::{Assembler, Output};
 use crate::budget::{Budget, CpuStage, Refusal};
-use crate::config::SelectorRules;
+use crate::config::{Sdk, SelectorRules};
 use crate::counters::{Counters, LimitDrop};
 use crate::decode::{self, Event, Sequence};
 use crate::discover::addresses::NodeAddresses;
@@ -95,6 +95,8 @@ pub struct DataPath {
     pub rings: Rings,
     /// What is captured.
     pub rules: Arc<SelectorRules>,
+    /// What becomes of calls that an application's own SDK tells of.
+    pub sdk: Sdk,
     /// What is rewritten.
     pub rewrite: rewrite::Policy,
     /// Stage: assemble.
@@ -378,6 +380,10 @@ impl Worker {
             return;
         }
         let record = &settled.record;
+        if settled.by_sdk && self.is_told_by_sdk(record.pid) {
+            self.path.counters.dropped(UserDrop::ToldBySdk, 1);
+            return;
+        }
         let process = self.path.discoverer.lookup(record.pid, record.request_first_ns, now_ns);
         let span = self.path.enricher.push(settled, &process, self.clock);
         if !self.path.sampler.keep(&span) {
@@ -388,6 +394,15 @@ impl Worker {
         let sinks = &self.path.sinks;
         self.router
             .push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
+    }
+
+    /// Of a call that the application's SDK knows, one span is enough.
+    fn is_told_by_sdk(&mut self, pid: u32) -> bool {
+        match self.path.sdk {
+            Sdk::Keep => false,
+            Sdk::Skip => true,
+            Sdk::Auto => self.path.kernel.exports(pid),
+        }
     }
 
     /// Detaches, then empties every stage into the sinks.

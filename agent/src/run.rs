@@ -73,6 +73,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, config::ConfigEr
         port_selectors: !rules.ports().is_empty(),
         deadline_ns: deadline_ns()?,
         count_costs: std::env::var_os("SPANWIRE_COUNT_COSTS").is_some(),
+        rewrite_fault: rewrite_fault()?,
     };
     let mut rewrite = rewrite::Policy::new(config);
     let loaded = types.wait().and_then(|types| {
@@ -115,6 +116,7 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, config::ConfigEr
         kernel,
         rings: Rings::new(rings),
         rules: Arc::clone(&rules),
+        sdk: config.capture.sdk,
         rewrite,
         assembler: Assembler::new(assemble_options(config, &rules, &masks, &addresses)),
         addresses,
@@ -200,6 +202,12 @@ fn deadline_ns() -> Result<u64> {
         Ok(seconds @ 1..=1000) => Ok(seconds * 1_000_000_000),
         _ => bail!("SPANWIRE_DEADLINE_S: expected whole seconds from 1 to 1000, got {text:?}"),
     }
+}
+
+/// A step of rewriting that is to fail: `SPANWIRE_REWRITE_FAULT` names it, for tests.
+fn rewrite_fault() -> Result<kernel::RewriteFault> {
+    let name = std::env::var("SPANWIRE_REWRITE_FAULT").unwrap_or_default();
+    kernel::RewriteFault::named(&name).with_context(|| format!("SPANWIRE_REWRITE_FAULT: no step is called {name:?}"))
 }
 
 /// One agent per node: the file is locked as long as it runs.

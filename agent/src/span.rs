@@ -183,6 +183,8 @@ pub struct Settled {
     pub headers: Vec<(u8, Box<str>)>,
     /// `http.request.resend_count`: 0 on the first attempt.
     pub resend_count: u32,
+    /// The application's own SDK makes a span of this call, too.
+    pub by_sdk: bool,
 }
 
 /// OpenTelemetry span kind.

@@ -13,6 +13,7 @@
 //! - [`search`]: where a secret is found: files, bytes, a process's memory
 //! - [`kernel`], [`metrics`]: what is loaded in the kernel, and what the agent counts
 //! - [`manifests`], [`pod`]: the files of `deploy/`, and the agent started as they say
+//! - [`differential`]: exchanges of which every byte is known, played without and with the agent
 //! - [`cases`]: several cases against one set of services, all run, all reported
 //!
 //! The tests need root (the agent loads eBPF programs) and the packages that `cargo xtask` installs. A test that

@@ -7,7 +7,7 @@ use anyhow::{bail, Context, Result};
 
 use crate::{packages, process, workspace};
 
-const PACKAGES: [&str; 18] = [
+const PACKAGES: [&str; 19] = [
     "apache2",
     "bpftool",
     "ca-certificates",
@@ -19,6 +19,7 @@ const PACKAGES: [&str; 18] = [
     "libcap2-bin",
     "nginx-light",
     "php-cgi",
+    "php-cli",
     "php-fpm",
     "puma",
     "python3-venv",

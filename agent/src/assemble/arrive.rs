@@ -6,6 +6,7 @@ use spanwire_common::drop::UserDrop;
 use super::attempts::{began_ns, Maker};
 use super::judge::{self, has, Evidence, Runtime};
 use super::local::Place;
+use super::union::Known;
 use super::wire::{Client, Pair};
 use super::{Assembler, Output};
 use crate::span::{ParentSource, SpanId, TraceId};
@@ -33,6 +34,16 @@ impl Assembler {
         }
         if record.ordinal == 0 || has(&record, flag::LATE_JOIN) {
             self.seen.bound(&record);
+        }
+        let adopted = flag::ADOPTED_HEADER | flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE;
+        for (is_known, known) in [
+            (has(&record, flag::ADOPTED_HEADER), Known::Adopted),
+            (has(&record, flag::INJECTED) && !has(&record, adopted), Known::Injected),
+            (has(&record, flag::RETURNED) && !has(&record, adopted), Known::Returned),
+        ] {
+            if is_known {
+                self.union.note(TraceId(record.trace_id), known);
+            }
         }
         if is_server {
             self.server_arrived(&record, out);
@@ -118,6 +129,9 @@ impl Assembler {
         self.seen.client(record, &self.options.local);
         if judge::sdk_made(record) {
             self.wire.mark_sdk_made(record);
+            if !self.wire.came_in(record) {
+                self.sdk_traces.insert((record.pid, TraceId(record.trace_id)), ());
+            }
         }
         let own = Client {
             span: SpanId(record.span_id),

@@ -65,6 +65,10 @@ pub struct Options {
     pub admission: Option<Admission>,
 }
 
+/// Traces in which an SDK was seen at work, and for how long: as long as an exchange may run.
+const SDK_TRACES: usize = 16_384;
+const SDK_SPAN_NS: u64 = 600_000_000_000;
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -156,6 +160,8 @@ pub struct Assembler {
     wire: wire::Wire,
     seen: local::Seen,
     union: union::Union,
+    /// (process, trace) of calls whose header an SDK made.
+    sdk_traces: recent::Recent<(u32, TraceId), ()>,
     shelf: texts::Shelf,
     attempts: attempts::Attempts,
     counted: Stats,
@@ -198,6 +204,7 @@ impl Assembler {
             wire: wire::Wire::new(options.max_held, options.settle_ns),
             seen: local::Seen::new(options.max_connections),
             union: union::Union::new(bounds.union),
+            sdk_traces: recent::Recent::new(SDK_TRACES, SDK_SPAN_NS),
             shelf: texts::Shelf::new(bounds.texts, bounds.tenants, bounds.tenant_traces),
             attempts: attempts::Attempts::new(bounds.makers),
             counted: Stats::default(),
@@ -242,6 +249,7 @@ impl Assembler {
         self.window.shrink();
         self.processes.advance(now_ns);
         self.wire.advance(now_ns);
+        self.sdk_traces.advance(now_ns);
         self.seen.advance(now_ns);
         self.shelf.advance(now_ns);
         self.attempts.advance(now_ns);

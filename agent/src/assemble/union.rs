@@ -2,8 +2,8 @@
 //!
 //! A fragment is what one trace id was made for: the exchange that found no context at its start, and all it caused. The
 //! union is fed with evidence about such a first exchange only: its parent became known, so its fragment belongs to
-//! the parent's trace. Hence the id that survives is the parent's, which is the older one; and an id adopted from a
-//! header never loses, because an exchange whose id came in a header has that header for evidence and is not merged.
+//! the parent's trace. Which id survives: the one that more of the world knows ([`Known`]), else the parent's, which is the
+//! older one. An id adopted from a header never loses: a fragment with such an id is not merged into another.
 //!
 //! Ids that lose are announced once each as aliases. Their canonical id may lose later, and is then announced itself:
 //! whoever resolves follows the chain.
@@ -14,10 +14,38 @@ use crate::span::{TraceAlias, TraceId};
 /// Follows chains at most so far: deeper ones are compressed long before.
 const MAX_DEPTH: usize = 64;
 
+/// Who knows a trace id beside this agent, the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Known {
+    /// Nobody.
+    #[default]
+    Here,
+    /// Whoever made it: it came in a header, and did not go out in one of ours before.
+    Adopted,
+    /// The server that a request with it went to, for which it was made.
+    Injected,
+    /// The client that a response with it went to.
+    Returned,
+}
+
+impl Known {
+    /// How strong a claim to survival it is.
+    const fn rank(self) -> u8 {
+        match self {
+            Self::Here => 0,
+            Self::Injected => 1,
+            Self::Returned => 2,
+            Self::Adopted => 3,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Union {
     /// Ids that lost, and who stands for them.
     lost: Recent<TraceId, Winner>,
+    /// Ids that somebody else knows.
+    known: Recent<TraceId, Known>,
     merged: u64,
     cut: u64,
 }
@@ -32,9 +60,21 @@ impl Union {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             lost: Recent::new(capacity, FOREVER_NS),
+            known: Recent::new(capacity, FOREVER_NS),
             merged: 0,
             cut: 0,
         }
+    }
+
+    /// Somebody knows this id. An id that we made for a request comes in with it at the other end: that is no adoption, whichever
+    /// of the two is told first.
+    pub(super) fn note(&mut self, id: TraceId, known: Known) {
+        let noted = self.known.entry(id, Known::default);
+        *noted = known.max(*noted);
+    }
+
+    fn known(&self, id: TraceId) -> Known {
+        self.known.peek(&id).copied().unwrap_or_default()
     }
 
     /// The id that stands for `id`.
@@ -69,10 +109,13 @@ impl Union {
 
     /// Makes the fragment `child` part of the trace `parent`. True if they were two until now.
     pub(super) fn merge(&mut self, parent: TraceId, child: TraceId) -> bool {
-        let winner = self.find(parent);
-        let loser = self.find(child);
-        if winner == loser || !winner.is_valid() || !loser.is_valid() {
+        let (mut winner, mut loser) = (self.find(parent), self.find(child));
+        let is_adopted = self.known(loser) == Known::Adopted;
+        if winner == loser || is_adopted || !winner.is_valid() || !loser.is_valid() {
             return false;
+        }
+        if self.known(loser).rank() > self.known(winner).rank() {
+            (winner, loser) = (loser, winner);
         }
         self.lost.insert(
             loser,
@@ -148,6 +191,31 @@ mod tests {
                     assert_eq!(union.find(id(n)), id(1), "{order:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_id_that_more_of_the_world_knows_survives() {
+        use super::Known::{Adopted, Here, Injected, Returned};
+        for (of_parent, of_child, survives) in [
+            (Here, Here, 7),
+            (Here, Injected, 2),
+            (Injected, Injected, 1),
+            (Injected, Returned, 2),
+            (Adopted, Returned, 1),
+            (Adopted, Here, 1),
+        ] {
+            let mut union = Union::new(64);
+            union.note(id(1), of_parent);
+            union.note(id(2), of_child);
+            union.merge(id(7), id(1));
+            union.merge(id(1), id(2));
+            union.merge(id(2), id(3));
+            for n in [1, 2, 3] {
+                assert_eq!(union.find(id(n)), id(survives), "{of_parent:?} {of_child:?}");
+            }
+            let above = if of_parent == Adopted { 7 } else { survives };
+            assert_eq!(union.find(id(7)), id(above), "{of_parent:?} {of_child:?}");
         }
     }
 

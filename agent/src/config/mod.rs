@@ -35,7 +35,7 @@ pub use self::flags::Flags;
 pub use self::glob::Glob;
 pub use self::model::{
     Api, Capture, ClientAddress, Compression, Config, ExportProtocol, Exporter, Ingress, Limits, LocalRanges, PathDetail,
-    Propagate, Retention, Store, Switch, Tenant,
+    Propagate, Retention, Sdk, Store, Switch, Tenant,
 };
 pub use self::problem::{ConfigError, Origin, Position, Problem};
 pub use self::rules::{ProcessMasks, RequestFacts, Rule, RunFacts, SelectorRules, SELECTORS_MAX};

@@ -40,6 +40,8 @@ pub struct Capture {
     pub client_address: ClientAddress,
     /// Calls on protocols not understood, made while serving a traced request, are spans.
     pub opaque: bool,
+    /// Calls of which the application's own SDK makes a span, too.
+    pub sdk: Sdk,
 }
 
 impl Default for Capture {
@@ -52,8 +54,19 @@ impl Default for Capture {
             paths: PathDetail::Templated,
             client_address: ClientAddress::Prefix,
             opaque: true,
+            sdk: Sdk::default(),
         }
     }
+}
+
+/// What becomes of the spans of calls that an application's own SDK tells of as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Sdk {
+    /// They are left out where the process is seen to export spans of its own, else kept.
+    #[default]
+    Auto,
+    Keep,
+    Skip,
 }
 
 /// Whether something is done, and how far.

@@ -7,7 +7,7 @@ use spanwire_common::abi::KEPT_HEADERS;
 use super::export::exporters;
 use super::ingress::ingress;
 use super::later::{refuse_unless_empty, sampling, Later};
-use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Store, Tenant};
+use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Sdk, Store, Tenant};
 use super::propagate::propagate;
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
@@ -95,6 +95,9 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
     if let Some(field) = section.take(reader, "headers") {
         capture.headers = kept_headers(reader, &field);
     }
+    section.set(reader, "sdk", &mut capture.sdk, "keep or skip", |text| {
+        choice(text, &[("keep", Sdk::Keep), ("skip", Sdk::Skip)])
+    });
     section.set(reader, "paths", &mut capture.paths, "templated, raw or off", |text| {
         choice(
             text,

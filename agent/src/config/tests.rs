@@ -123,16 +123,14 @@ fn what_is_wrong_is_said_with_its_place() {
             "capture: {headers: [a, b, c, d, e, f, g, h]}\ntenant: {header: x-tenant}",
             "c.yaml:2:18: tenant.header: expected at most 8 names together with those of capture.headers",
         ),
+        ("propagate: {enabled: on}", "c.yaml:1:22: propagate.enabled: expected auto, true or false, found \"on\""),
         (
-            "propagate: {enabled: true}",
-            "c.yaml:1:22: propagate.enabled: propagating context in headers is not built yet: it comes with the \
-             rewriting capability; expected auto or false",
+            "propagate: {exclude: [{path: /x}]}",
+            "c.yaml:1:24: propagate.exclude[0].path: path can only exclude: a request is known too late to include it",
         ),
-        ("propagate: {enabled: on}", "c.yaml:1:22: propagate.enabled: expected auto or false, found \"on\""),
         (
-            "propagate: {include: [{port: 80}]}",
-            "c.yaml:1:22: propagate.include: propagating context in headers is not built yet: it comes with the \
-             rewriting capability",
+            "capture: {sdk: maybe}",
+            "c.yaml:1:16: capture.sdk: expected keep or skip, found \"maybe\"",
         ),
         (
             "propagate: {destinations: [10.0.0.0/40]}",
@@ -140,19 +138,20 @@ fn what_is_wrong_is_said_with_its_place() {
              \"10.0.0.0/40\"",
         ),
         (
-            "ingress: {enabled: true}",
-            "c.yaml:1:20: ingress.enabled: returning the trace id in responses is not built yet: it comes with the \
-             rewriting capability; expected auto or false",
+            "ingress: {enabled: sometimes}",
+            "c.yaml:1:20: ingress.enabled: expected auto, true or false, found \"sometimes\"",
         ),
         (
-            "ingress: {headers: [x-trace]}",
-            "c.yaml:1:21: ingress.headers[0]: returning the trace id in another header is not built yet: it comes \
-             with the rewriting capability",
+            "ingress: {headers: [x-trace, Content-Length]}",
+            "c.yaml:1:30: ingress.headers[1]: expected a header that says nothing else, server-timing for instance",
         ),
         (
-            "ingress: {trust: [10.0.0.0/8]}",
-            "c.yaml:1:18: ingress.trust: adopting context from named peers only is not built yet: it comes with the \
-             rewriting capability",
+            "ingress: {headers: [a, b, c, d, e]}",
+            "c.yaml:1:20: ingress.headers: expected at most 4 headers with names of less than 512 bytes in all",
+        ),
+        (
+            "ingress: {trust: [10.0.0.0/40]}",
+            "c.yaml:1:19: ingress.trust[0]: expected an address range such as 10.0.0.0/8 or fc00::/7, found \"10.0.0.0/40\"",
         ),
         (
             "export:\n  - protocol: kafka\n",

@@ -112,6 +112,9 @@ impl Enricher {
         };
         self.network(record, &mut list);
         self.headers(std::mem::take(&mut settled.headers), &mut list);
+        if settled.by_sdk {
+            list.put("spanwire.sdk", Value::Bool(true));
+        }
         if settled.resend_count > 0 {
             list.int("http.request.resend_count", settled.resend_count.into());
         }

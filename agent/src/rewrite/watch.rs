@@ -6,7 +6,7 @@ use spanwire_common::abi::{flag, outcome, side, ExchangeRecord};
 const LOOKS: usize = 10;
 /// Fewer signs than these are chance.
 const LEAST_FAILURES: u64 = 16;
-const LEAST_RESETS: u64 = 20;
+const LEAST_RESETS: u64 = 50;
 const LEAST_TOO_LARGE: u64 = 5;
 /// `431 Request Header Fields Too Large` (RFC 6585, 5).
 const TOO_LARGE: u16 = 431;
@@ -72,9 +72,9 @@ impl Watch {
         }
         let (rewritten, others) = (sum(|t| t.rewritten), sum(|t| t.others));
         let worse = |ours: u64, least: u64, theirs: u64| {
-            // More than a hundredth, and more than four times as often as without us.
+            // More than half of them, and more than four times as often as without us.
             let by_itself = theirs * rewritten.max(1) * 4;
-            ours >= least && ours * 100 > rewritten && ours * others.max(1) > by_itself && others > 0
+            ours >= least && ours * 2 > rewritten && ours * others.max(1) > by_itself && others >= least
         };
         let (resets, resets_without) = (sum(|t| t.rewritten_reset), sum(|t| t.others_reset));
         if worse(resets, LEAST_RESETS, resets_without) {
@@ -135,7 +135,7 @@ mod tests {
         ended(&mut watch, 100, 0, 200, outcome::COMPLETE);
         assert!(watch.look(100, 0).is_some_and(|reason| reason.contains("100 of 100")));
         let mut watch = Watch::default();
-        ended(&mut watch, 19, flag::INJECTED, 0, outcome::RESET);
+        ended(&mut watch, 49, flag::INJECTED, 0, outcome::RESET);
         ended(&mut watch, 100, 0, 200, outcome::COMPLETE);
         assert_eq!(watch.look(100, 0), None, "chance");
     }

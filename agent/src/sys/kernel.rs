@@ -14,7 +14,7 @@ use thiserror::Error;
 use super::bpf::{self, one_line};
 use super::btf::BtfError;
 use super::hooks::{self, Family, HooksError, ALWAYS};
-pub use super::object::Options;
+pub use super::object::{Options, RewriteFault};
 use super::object::{Loader, Object};
 use super::pod;
 use super::trial;
@@ -360,12 +360,21 @@ impl Kernel {
         let mut processes = HashMap::<_, u32, pod::Process>::try_from(map).map_err(named("PROCESSES"))?;
         let mut value = value;
         if let Ok(known) = processes.get(&pid, 0) {
-            value.flags |= known.0.flags & (abi::process_flag::SERVES | abi::process_flag::DEMOTED);
+            let kept = abi::process_flag::SERVES | abi::process_flag::DEMOTED | abi::process_flag::EXPORTS;
+            value.flags |= known.0.flags & kept;
         }
         processes
             .insert(pid, pod::Process(value), 0)
             .map_err(named("PROCESSES"))?;
         self.processes_changed()
+    }
+
+    /// True if the process was seen to send telemetry of its own.
+    pub fn exports(&mut self, pid: u32) -> bool {
+        let Ok(map) = self.map("PROCESSES") else { return false };
+        let processes = HashMap::<_, u32, pod::Process>::try_from(map);
+        let known = processes.ok().and_then(|processes| processes.get(&pid, 0).ok());
+        known.is_some_and(|process| process.0.flags & abi::process_flag::EXPORTS != 0)
     }
 
     /// Forgets a process.

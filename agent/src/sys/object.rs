@@ -65,6 +65,41 @@ pub struct Options {
     pub deadline_ns: u64,
     /// Count what an exchange costs (user reads, clock reads, ...): benchmarks only.
     pub count_costs: bool,
+    /// The step of rewriting that is to fail: tests only.
+    pub rewrite_fault: RewriteFault,
+}
+
+/// A step of rewriting a message (`agent-ebpf/src/message.rs`, `fault`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RewriteFault {
+    /// None is to fail.
+    #[default]
+    None = 0,
+    Pull = 1,
+    Push = 2,
+    Linearise = 3,
+    Write = 4,
+    Pop = 5,
+    Enrol = 6,
+    LineariseAndPop = 7,
+}
+
+impl RewriteFault {
+    /// By its name in `SPANWIRE_REWRITE_FAULT`.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "" => Self::None,
+            "pull" => Self::Pull,
+            "push" => Self::Push,
+            "linearise" => Self::Linearise,
+            "write" => Self::Write,
+            "pop" => Self::Pop,
+            "enrol" => Self::Enrol,
+            "linearise_and_pop" => Self::LineariseAndPop,
+            _ => return None,
+        })
+    }
 }
 
 /// The maps that grow with the number of connections, and their sizes for so many. At 65,536 they are what maps.rs says.
@@ -144,6 +179,7 @@ impl Loader<'_> {
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
+        let rewrite_fault = self.options.rewrite_fault as u32;
         let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
         let mut loader = EbpfLoader::new();
@@ -161,6 +197,7 @@ impl Loader<'_> {
         loader.override_global("OVERDUE_SWEEPS", &overdue_sweeps, true);
         loader.override_global("PORT_SELECTORS", &port_selectors, true);
         loader.override_global("COUNT_COSTS", &count_costs, true);
+        loader.override_global("REWRITE_FAULT", &rewrite_fault, true);
         loader.map_max_entries("RINGS", rings.len() as u32);
         for (table, entries) in tables(self.options.connections) {
             loader.map_max_entries(table, entries);

@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Mutex;
 use std::thread::sleep;
@@ -18,7 +18,7 @@ use spanwire_tests::differential::exchange::Side;
 use spanwire_tests::differential::generate::generate;
 use spanwire_tests::differential::play::{play, Slot};
 use spanwire_tests::differential::record::{Record, Seen};
-use spanwire_tests::differential::socket::{accept, connect, set, Mode};
+use spanwire_tests::differential::socket::{accept, connect, listen, set, Mode};
 
 /// An exchange that takes longer is broken off, and differs from one that was not.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -61,7 +61,9 @@ fn main() -> Result<()> {
             };
             call(&work(mode, seed, file, names)?, &numbers, threads.parse()?, &ports)
         }
-        _ => bail!("usage: serve MODE SEED PORT THREADS FILE NAMES, or call MODE SEED FROM TO STEP THREADS FILE NAMES PORT..."),
+        _ => bail!(
+            "usage: serve MODE SEED PORT THREADS FILE NAMES, or call MODE SEED FROM TO STEP THREADS FILE NAMES PORT..."
+        ),
     }
 }
 
@@ -109,7 +111,10 @@ fn call_all(work: &Work, numbers: &Numbers, ports: &[u16], slot: &Slot) {
     while let Some(number) = numbers.take() {
         let exchange = generate(work.seed, number);
         // The numbers of this process differ by the step; what is left over by that chooses the server.
-        let port = ports.get((number / numbers.step) as usize % ports.len()).copied().unwrap_or_default();
+        let port = ports
+            .get((number / numbers.step) as usize % ports.len())
+            .copied()
+            .unwrap_or_default();
         let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
         let seen = match connect(number, server, work.mode, &exchange.options) {
             Ok(stream) => play(Side::Client, &exchange, stream, work.mode, &work.names, slot),
@@ -123,13 +128,15 @@ fn call_all(work: &Work, numbers: &Numbers, ports: &[u16], slot: &Slot) {
 }
 
 fn serve(work: &Work, port: u16, threads: usize) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let listener = listen(port)?;
     let slots: Vec<Slot> = (0..threads).map(|_| Slot::default()).collect();
     std::thread::scope(|scope| {
         for slot in &slots {
             let listener = &listener;
             scope.spawn(move || loop {
-                let Ok((stream, Some(number))) = accept(listener, work.mode) else { continue };
+                let Ok((stream, Some(number))) = accept(listener, work.mode) else {
+                    continue;
+                };
                 let exchange = generate(work.seed, number);
                 // What an application sets late is set before its first byte.
                 let _ = set(&stream, &exchange.options);

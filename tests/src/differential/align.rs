@@ -98,13 +98,11 @@ impl<'a> Align<'a> {
             self.pass_heads();
             let next = self.heads.first();
             if next.is_some_and(|head| head.blank == self.position && head.may_insert && rest.first() != Some(&b'\r')) {
-                match self.added_line(rest)? {
-                    Some(length) => rest = rest.get(length..).unwrap_or_default(),
-                    None => {
-                        self.pending = rest.to_vec();
-                        return Ok(());
-                    }
-                }
+                let Some(length) = self.added_line(rest)? else {
+                    self.pending = rest.to_vec();
+                    return Ok(());
+                };
+                rest = rest.get(length..).unwrap_or_default();
                 continue;
             }
             // Up to the next place where a line may come in, or the end of both.
@@ -144,7 +142,10 @@ impl<'a> Align<'a> {
 
     /// Takes `now`, which is as long as what is left before the next boundary, or shorter.
     fn equal(&mut self, now: &[u8]) -> Result<(), Difference> {
-        let expected = self.expected.get(self.position..self.position + now.len()).unwrap_or_default();
+        let expected = self
+            .expected
+            .get(self.position..self.position + now.len())
+            .unwrap_or_default();
         if expected != now {
             let same = expected.iter().zip(now).take_while(|(a, b)| a == b).count();
             if !self.correction(same, now) {
@@ -181,7 +182,9 @@ impl<'a> Align<'a> {
             return Ok(None);
         };
         let line = rest.get(..=end).unwrap_or_default();
-        let text = std::str::from_utf8(line).ok().and_then(|line| line.strip_suffix("\r\n"));
+        let text = std::str::from_utf8(line)
+            .ok()
+            .and_then(|line| line.strip_suffix("\r\n"));
         let field = text.and_then(|text| text.split_once(": "));
         match field {
             Some((name, value)) if self.names.iter().any(|known| known == name) && well_formed(name, value) => {
@@ -211,11 +214,12 @@ impl<'a> Align<'a> {
 /// The value is what that header holds.
 fn well_formed(name: &str, value: &str) -> bool {
     match name {
-        "traceparent" => is_traceparent(value),
         "tracestate" => !value.is_empty() && value.contains('='),
         "server-timing" => {
             let quoted = value.strip_prefix("traceparent;desc=\"");
-            quoted.and_then(|value| value.strip_suffix('"')).is_some_and(is_traceparent)
+            quoted
+                .and_then(|value| value.strip_suffix('"'))
+                .is_some_and(is_traceparent)
         }
         _ => is_traceparent(value),
     }
@@ -225,7 +229,10 @@ fn well_formed(name: &str, value: &str) -> bool {
 pub fn is_traceparent(value: &str) -> bool {
     let fields: Vec<_> = value.split('-').collect();
     let hex = |field: &str, length: usize| {
-        field.len() == length && field.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+        field.len() == length
+            && field
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
     };
     let [version, trace, parent, flags] = fields.as_slice() else {
         return false;
@@ -277,10 +284,19 @@ mod tests {
     fn anything_else_is_a_difference() {
         let twice = with(25, &[LINE, LINE].concat());
         assert!(aligned(&twice, &heads(), 7).is_err(), "added twice");
-        assert!(aligned(&with(16, LINE), &heads(), 7).is_err(), "not before the blank line");
+        assert!(
+            aligned(&with(16, LINE), &heads(), 7).is_err(),
+            "not before the blank line"
+        );
         assert!(aligned(&with(27, LINE), &heads(), 7).is_err(), "behind the blank line");
-        assert!(aligned(&with(25, b"x-other: 1\r\n"), &heads(), 7).is_err(), "another name");
-        assert!(aligned(&with(25, b"traceparent: 00-0-0-01\r\n"), &heads(), 7).is_err(), "malformed");
+        assert!(
+            aligned(&with(25, b"x-other: 1\r\n"), &heads(), 7).is_err(),
+            "another name"
+        );
+        assert!(
+            aligned(&with(25, b"traceparent: 00-0-0-01\r\n"), &heads(), 7).is_err(),
+            "malformed"
+        );
         let mut denied = heads();
         denied[0].may_insert = false;
         assert!(aligned(&with(25, LINE), &denied, 7).is_err(), "not allowed there");

@@ -56,22 +56,34 @@ impl Message {
     }
 
     /// What `with` is other than this message, or how many lines were added and parent ids corrected.
-    pub fn difference(&self, with: &Self, names: &[String], compare: Compare, corrected: bool) -> Result<Added, String> {
+    pub fn difference(
+        &self,
+        with: &Self,
+        names: &[String],
+        compare: Compare,
+        corrected: bool,
+    ) -> Result<Added, String> {
         let (expected, received) = (masked(&self.head), masked(&with.head));
         let own = self.field("traceparent");
         let head = Head {
             blank: expected.len().saturating_sub(2),
             may_insert: own.is_none(),
-            parent_id: own.filter(|value| corrected && is_traceparent(value)).and_then(|value| {
-                let value = memchr::memmem::find(&expected, value.as_bytes())?;
-                Some(value + "00-0af7651916cd43dd8448eb211c80319c-".len())
-            }),
+            parent_id: own
+                .filter(|value| corrected && is_traceparent(value))
+                .and_then(|value| {
+                    let value = memchr::memmem::find(&expected, value.as_bytes())?;
+                    Some(value + "00-0af7651916cd43dd8448eb211c80319c-".len())
+                }),
         };
         let heads = [head];
         let mut align = Align::new(&expected, &heads, names);
         align.push(&received).map_err(|difference| difference.to_string())?;
         if align.position() != expected.len() || align.unfinished().is_some() {
-            return Err(format!("the head ends after {} of {} bytes", align.position(), expected.len()));
+            return Err(format!(
+                "the head ends after {} of {} bytes",
+                align.position(),
+                expected.len()
+            ));
         }
         let same = match compare {
             Compare::EveryByte => self.body == with.body,
@@ -80,7 +92,12 @@ impl Message {
         if !same || self.broken != with.broken {
             let shown = |message: &Self| {
                 let bytes = message.payload.get(..message.payload.len().min(60)).unwrap_or_default();
-                format!("{} bytes \"{}\" {:?}", message.body.len(), bytes.escape_ascii(), message.broken)
+                format!(
+                    "{} bytes \"{}\" {:?}",
+                    message.body.len(),
+                    bytes.escape_ascii(),
+                    message.broken
+                )
             };
             return Err(format!("body {} was {}", shown(with), shown(self)));
         }
@@ -142,7 +159,8 @@ impl Kept {
         }
         self.length += bytes.len();
         let room = (LONGEST_BODY + 1).saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
+        self.bytes
+            .extend_from_slice(bytes.get(..room.min(bytes.len())).unwrap_or_default());
     }
 
     fn into_bytes(self) -> Vec<u8> {
@@ -205,7 +223,10 @@ impl<'a> Messages<'a> {
         if expected == Expected::ResponseToHead || response && (matches!(status, 204 | 304) || status < 200) {
             return Ok(());
         }
-        if message.field("transfer-encoding").is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked")) {
+        if message
+            .field("transfer-encoding")
+            .is_some_and(|coding| coding.to_ascii_lowercase().ends_with("chunked"))
+        {
             return self.chunks(body);
         }
         match message.field("content-length") {
@@ -297,7 +318,9 @@ mod tests {
     #[test]
     fn a_message_may_have_gained_a_line_and_nothing_else() {
         let names = ["traceparent".to_owned()];
-        let compare = |on: &Message| message("GET / HTTP/1.1\r\nDate: 1\r\n\r\n", "a").difference(on, &names, Compare::EveryByte, false);
+        let compare = |on: &Message| {
+            message("GET / HTTP/1.1\r\nDate: 1\r\n\r\n", "a").difference(on, &names, Compare::EveryByte, false)
+        };
         let added = compare(&message(&format!("GET / HTTP/1.1\r\nDate: 22\r\n{LINE}\r\n"), "a"));
         assert_eq!(added.unwrap().inserted, 1);
         assert!(compare(&message("GET / HTTP/1.1\r\nDate: 1\r\n\r\n", "b")).is_err());

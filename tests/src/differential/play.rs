@@ -17,7 +17,10 @@ use super::socket::{self, Mode};
 
 /// A thread's connection, so that another can end a wait that would last for ever.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<Mutex<Option<(Instant, Weak<TcpStream>)>>>);
+pub struct Slot(Arc<Mutex<Option<Held>>>);
+
+/// Since when a thread has had which connection.
+type Held = (Instant, Weak<TcpStream>);
 
 impl Slot {
     fn hold(&self, stream: &Arc<TcpStream>) {
@@ -68,14 +71,7 @@ struct Player<'a> {
 }
 
 /// Plays one side to its end. `names` are the headers that may have been added to what this side receives.
-pub fn play(
-    side: Side,
-    exchange: &Exchange,
-    stream: TcpStream,
-    mode: Mode,
-    names: &[String],
-    slot: &Slot,
-) -> Seen {
+pub fn play(side: Side, exchange: &Exchange, stream: TcpStream, mode: Mode, names: &[String], slot: &Slot) -> Seen {
     let theirs = exchange.stream(side.other());
     let mut player = Player {
         side,

@@ -130,7 +130,10 @@ impl Run {
 
     /// How many sides took at least this long.
     pub fn slower_than(&self, micros: u64) -> usize {
-        self.records.values().filter(|record| record.seen.micros >= micros).count()
+        self.records
+            .values()
+            .filter(|record| record.seen.micros >= micros)
+            .count()
     }
 }
 

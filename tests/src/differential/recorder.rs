@@ -41,6 +41,7 @@ pub type Connections = BTreeMap<(String, usize), Connection>;
 struct Shared {
     open: usize,
     connections: Connections,
+    messages: Vec<Message>,
 }
 
 /// The server; it stops listening when dropped.
@@ -66,13 +67,17 @@ impl Recorder {
                 let kept = Arc::clone(&kept);
                 kept.lock().unwrap_or_else(PoisonError::into_inner).open += 1;
                 std::thread::spawn(move || {
-                    let connection = record(&stream);
+                    let connection = record(&stream, &kept);
                     drop(stream);
                     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
                     kept.open -= 1;
-                    let path = connection.messages.first().map(Message::second_word).unwrap_or_default();
-                    let before = kept.connections.range((path.clone(), 0)..=(path.clone(), usize::MAX)).count();
-                    kept.connections.insert((path, before), connection);
+                    let path = connection
+                        .messages
+                        .first()
+                        .map(Message::second_word)
+                        .unwrap_or_default();
+                    let key = free_key(&kept.connections, path);
+                    kept.connections.insert(key, connection);
                 });
             }
         });
@@ -94,6 +99,7 @@ impl Recorder {
         loop {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             if shared.open == 0 {
+                shared.messages.clear();
                 return Ok(std::mem::take(&mut shared.connections));
             }
             if start.elapsed() > SETTLE {
@@ -103,6 +109,33 @@ impl Recorder {
             sleep(Duration::from_millis(20));
         }
     }
+}
+
+impl Recorder {
+    /// Every message since the last time, as if each had a connection of its own: a proxy uses its connections as it
+    /// likes, and keeps them.
+    pub fn take_messages(&self) -> Connections {
+        // For bodies that are still on their way behind an early answer.
+        sleep(Duration::from_millis(200));
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.connections.clear();
+        let mut taken = Connections::new();
+        for message in shared.messages.drain(..) {
+            let key = free_key(&taken, message.second_word());
+            let messages = vec![message];
+            let end = String::new();
+            taken.insert(key, Connection { messages, end });
+        }
+        taken
+    }
+}
+
+/// The path, and how many of it there are already.
+fn free_key(connections: &Connections, path: String) -> (String, usize) {
+    let before = connections
+        .range((path.clone(), 0)..=(path.clone(), usize::MAX))
+        .count();
+    (path, before)
 }
 
 impl Drop for Recorder {
@@ -115,7 +148,7 @@ impl Drop for Recorder {
     }
 }
 
-fn record(stream: &TcpStream) -> Connection {
+fn record(stream: &TcpStream, kept: &Mutex<Shared>) -> Connection {
     let mut connection = Connection::default();
     let _ = stream.set_read_timeout(Some(IDLE));
     let _ = stream.set_nodelay(true);
@@ -133,12 +166,20 @@ fn record(stream: &TcpStream) -> Connection {
         match messages.next(Expected::Request, at_head) {
             Ok(message) => {
                 let broken = message.broken.is_some();
-                let stays = if early { Ok(keeps(&message)) } else { answer(stream, &message) };
+                kept.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .messages
+                    .push(message.clone());
+                let stays = if early {
+                    Ok(keeps(&message))
+                } else {
+                    answer(stream, &message)
+                };
                 connection.messages.push(message);
                 match stays {
                     Ok(true) if !broken => {}
                     Ok(_) => {
-                        connection.end = "ended here".to_owned();
+                        "ended here".clone_into(&mut connection.end);
                         return connection;
                     }
                     Err(error) => {
@@ -171,7 +212,11 @@ fn answer(stream: &TcpStream, message: &Message) -> io::Result<bool> {
     let to_head = message.head.starts_with(b"HEAD ");
     let text = b"It is what it is.\r\nGET / HTTP/1.1\r\n\r\n".repeat(9);
     let with_length = |status: &str, body: &[u8]| {
-        let mut bytes = format!("HTTP/1.1 {status}\r\nServer: recorder\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+        let mut bytes = format!(
+            "HTTP/1.1 {status}\r\nServer: recorder\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        )
+        .into_bytes();
         if !to_head {
             bytes.extend_from_slice(body);
         }
@@ -221,7 +266,10 @@ fn answer(stream: &TcpStream, message: &Message) -> io::Result<bool> {
         "refuse" => return reset(stream),
         "large" => {
             let length = if to_head { 0 } else { LARGE };
-            send(stream, format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes())?;
+            send(
+                stream,
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").as_bytes(),
+            )?;
             for part in large_body().chunks(1 << 16).take(length >> 16) {
                 send(stream, part)?;
             }
@@ -233,7 +281,9 @@ fn answer(stream: &TcpStream, message: &Message) -> io::Result<bool> {
 
 /// Whether the client goes on after this request.
 fn keeps(message: &Message) -> bool {
-    message.field("connection").is_none_or(|value| !value.eq_ignore_ascii_case("close"))
+    message
+        .field("connection")
+        .is_none_or(|value| !value.eq_ignore_ascii_case("close"))
 }
 
 fn reset(stream: &TcpStream) -> io::Result<bool> {
@@ -245,20 +295,31 @@ fn reset(stream: &TcpStream) -> io::Result<bool> {
 pub fn large_body() -> &'static [u8] {
     static BODY: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let words = 0..LARGE as u64 / 8;
-        words.flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
+        words
+            .flat_map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+            .collect()
     });
     &BODY
 }
 
 /// What was other in the second of two recordings, and what the agent added to it.
-pub fn compare(off: &Connections, on: &Connections, names: &[String], how: Compare, corrected: bool) -> (Vec<String>, Added, usize) {
+pub fn compare(
+    off: &Connections,
+    on: &Connections,
+    names: &[String],
+    how: Compare,
+    corrected: bool,
+) -> (Vec<String>, Added, usize) {
     let mut differences = Vec::new();
     let mut added = Added::default();
     let mut messages = 0;
     for (key, connection) in off {
         let (path, _) = key;
         let Some(other) = on.get(key) else {
-            differences.push(format!("{path}: no such connection with the agent; without: {}", summary(connection)));
+            differences.push(format!(
+                "{path}: no such connection with the agent; without: {}",
+                summary(connection)
+            ));
             continue;
         };
         if connection.messages.len() != other.messages.len() || connection.end != other.end {
@@ -277,12 +338,16 @@ pub fn compare(off: &Connections, on: &Connections, names: &[String], how: Compa
         }
     }
     let extra = on.iter().filter(|(key, _)| !off.contains_key(key));
-    differences.extend(extra.map(|((path, _), connection)| format!("{path}: only with the agent: {}", summary(connection))));
+    differences
+        .extend(extra.map(|((path, _), connection)| format!("{path}: only with the agent: {}", summary(connection))));
     (differences, added, messages)
 }
 
 fn summary(connection: &Connection) -> String {
-    let first = connection.messages.first().map(|message| message.head.escape_ascii().to_string());
+    let first = connection
+        .messages
+        .first()
+        .map(|message| message.head.escape_ascii().to_string());
     format!(
         "{} messages, {}, first {}",
         connection.messages.len(),

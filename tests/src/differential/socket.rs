@@ -78,6 +78,18 @@ pub fn connect(number: u32, to: SocketAddrV4, mode: Mode, options: &Options) -> 
     Ok(TcpStream::from(socket))
 }
 
+/// As many as the kernel allows by itself: a thousand clients may connect at once.
+const BACKLOG: i32 = 4_096;
+
+/// Listens on a port of 127.0.0.1.
+pub fn listen(port: u16) -> Result<TcpListener> {
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)).context("bind")?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(TcpListener::from(socket))
+}
+
 /// Accepts a connection, and says which number its client plays; a probe whether somebody listens plays none.
 pub fn accept(listener: &TcpListener, mode: Mode) -> Result<(TcpStream, Option<u32>)> {
     // The address comes with the call: a connection that was reset meanwhile has none any more.

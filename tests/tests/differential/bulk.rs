@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, ensure, Context, Result};
+use serde_json::json;
 use spanwire_tests::agent::Agent;
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::record::{Record, Run};
@@ -12,15 +13,18 @@ use spanwire_tests::differential::socket::NUMBERS;
 use spanwire_tests::place::{free_port, Place};
 use spanwire_tests::service::{Launch, Service, Target};
 
-use crate::{rewriting, REQUEST_NAMES, RESPONSE_NAMES};
+use crate::{rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
 
 /// In the ordinary run; `SPANWIRE_EXCHANGES` says otherwise.
 const EXCHANGES: u32 = 100_000;
 /// Exchanges of one agent's life.
 const ROUND: u32 = 50_000;
+/// What servers are run as, and clients.
+const SERVER: &str = "exchange-server";
+const CLIENT: &str = "exchange-client";
+const SERVER_GLOB: &str = "*/exchange-server";
 const MODES: [&str; 2] = ["blocking", "polling"];
 const CALLERS: usize = 6;
-const SERVERS: usize = 16;
 const ROUND_LIMIT: Duration = Duration::from_mins(10);
 /// From the last client's end until the last server's line.
 const LAST_LINES: Duration = Duration::from_secs(20);
@@ -35,12 +39,11 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         Ok(text) => text.parse().context("SPANWIRE_EXCHANGES is no number")?,
         Err(_) => EXCHANGES,
     };
-    ensure!((1..NUMBERS).contains(&count), "between 1 and {NUMBERS} exchanges can be played");
-    let seed = match std::env::var("SPANWIRE_SEED") {
-        Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-    };
-    say(&format!("seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"));
+    ensure!(
+        (1..NUMBERS).contains(&count),
+        "between 1 and {NUMBERS} exchanges can be played"
+    );
+    let seed = seed()?;
     let mut total = Total::default();
     for round in 0..count.div_ceil(ROUND) {
         let from = round * ROUND;
@@ -48,15 +51,36 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         let start = Instant::now();
         let off = play(place, seed, numbers, "off")?;
         let without = start.elapsed();
-        let agent = Agent::start(&rewriting())?;
+        // In every second round the agent does not see the clients: then the servers are where a request comes in.
+        let setup = if round % 2 == 0 {
+            rewriting()
+        } else {
+            rewriting_of(&[json!({"exe": SERVER_GLOB})])
+        };
+        let agent = Agent::start(&setup)?;
         let ready = start.elapsed();
         let on = play(place, seed, numbers, "on")?;
-        let with = start.elapsed() - ready;
+        let with = start.elapsed().saturating_sub(ready);
         drop(agent);
-        say(&format!("exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent", numbers.0, numbers.1));
+        say(&format!(
+            "exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent",
+            numbers.0, numbers.1
+        ));
         total.add(seed, &off, &on);
     }
     total.judge(count)
+}
+
+/// Another one every time, unless `SPANWIRE_SEED` names it.
+pub(crate) fn seed() -> Result<u64> {
+    let seed = match std::env::var("SPANWIRE_SEED") {
+        Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
+        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+    };
+    say(&format!(
+        "seed {seed} (SPANWIRE_SEED={seed} plays the same exchanges again)"
+    ));
+    Ok(seed)
 }
 
 #[derive(Default)]
@@ -75,19 +99,31 @@ impl Total {
         self.exchanges += on.records.len() / 2;
         self.faults.extend(off.faults());
         let found = off.differences(on);
-        self.differences.extend(found.into_iter().map(|text| format!("seed {seed}: {text}")));
+        self.differences
+            .extend(found.into_iter().map(|text| format!("seed {seed}: {text}")));
         let without = off.coverage(|_| String::new()).remove("").unwrap_or_default();
         if without.inserted + without.corrected > 0 {
-            self.faults.push(format!("lines were added without an agent: {without:?}"));
+            self.faults
+                .push(format!("lines were added without an agent: {without:?}"));
         }
         for (side, row) in on.coverage(|record| record.key.1.clone()) {
-            let added = if side.starts_with("server") { &mut self.requests } else { &mut self.responses };
+            let added = if side.starts_with("server") {
+                &mut self.requests
+            } else {
+                &mut self.responses
+            };
             *added += row.with;
-            self.lines.push(format!("{side}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+            self.lines.push(format!(
+                "{side}: {} of {} connections, {} heads",
+                row.with, row.sides, row.inserted
+            ));
         }
         let by_kind = on.coverage(|record: &Record| format!("{} at {}", record.kind, record.key.1));
         for (kind, row) in by_kind.iter().filter(|(_, row)| row.with > 0) {
-            self.lines.push(format!("  {kind}: {} of {} connections, {} heads", row.with, row.sides, row.inserted));
+            self.lines.push(format!(
+                "  {kind}: {} of {} connections, {} heads",
+                row.with, row.sides, row.inserted
+            ));
         }
         self.stalls[0] += off.slower_than(STALL);
         self.stalls[1] += on.slower_than(STALL);
@@ -98,7 +134,10 @@ impl Total {
         for line in &self.lines {
             say(line);
         }
-        say(&format!("exchanges of 38 ms or more: {} without, {} with", self.stalls[0], self.stalls[1]));
+        say(&format!(
+            "exchanges of 38 ms or more: {} without, {} with",
+            self.stalls[0], self.stalls[1]
+        ));
         print_by_kind(&self.faults);
         print_by_kind(&self.differences);
         ensure!(
@@ -106,9 +145,20 @@ impl Total {
             "{} exchanges went wrong without an agent: the test is at fault",
             self.faults.len()
         );
-        ensure!(self.differences.is_empty(), "{} differences, see above", self.differences.len());
-        ensure!(self.exchanges == count as usize, "{} of {count} exchanges were played", self.exchanges);
-        ensure!(self.requests > 0, "no request carried an added header: nothing was shown");
+        ensure!(
+            self.differences.is_empty(),
+            "{} differences, see above",
+            self.differences.len()
+        );
+        ensure!(
+            self.exchanges == count as usize,
+            "{} of {count} exchanges were played",
+            self.exchanges
+        );
+        ensure!(
+            self.requests > 0,
+            "no request carried an added header: nothing was shown"
+        );
         Ok(format!(
             "{} exchanges twice, 0 differences; {} connections with a request header added, {} with a response header",
             self.exchanges, self.requests, self.responses
@@ -117,10 +167,13 @@ impl Total {
 }
 
 /// The first of each kind, and how many there are. The kind is the third field of a record.
-fn print_by_kind(texts: &[String]) {
+pub(crate) fn print_by_kind(texts: &[String]) {
     let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for text in texts {
-        kinds.entry(text.split('\t').nth(2).unwrap_or_default()).or_default().push(text);
+        kinds
+            .entry(text.split('\t').nth(2).unwrap_or_default())
+            .or_default()
+            .push(text);
     }
     for (kind, texts) in kinds {
         say(&format!("{kind}: {} differences", texts.len()));
@@ -130,42 +183,85 @@ fn print_by_kind(texts: &[String]) {
     }
 }
 
-/// One run over the numbers: two servers, two clients, each of another mode.
-fn play(place: &Place, seed: u64, (from, to): (u32, u32), name: &str) -> Result<Run> {
-    let mut files: Vec<PathBuf> = Vec::new();
-    let mut file = |who: &str| {
-        let file = place.join(&format!("{name}-{from}-{who}"));
-        files.push(file.clone());
-        file
-    };
-    let mut servers = Vec::new();
-    let mut ports = Vec::new();
-    for mode in MODES {
-        let port = free_port()?;
-        let launch = exchanges(&format!("serve-{mode}"), place)
-            .args(["serve", mode, &seed.to_string(), &port.to_string(), &SERVERS.to_string()])
-            .arg(file(&format!("server-{mode}")))
-            .arg(REQUEST_NAMES);
-        servers.push(launch.start(&[Target::loopback(port)])?);
-        ports.push(port.to_string());
+/// One run over the numbers.
+fn play(place: &Place, seed: u64, numbers: (u32, u32), name: &str) -> Result<Run> {
+    Playing::start(place, seed, numbers, name, CALLERS)?.finish()
+}
+
+/// A run under way: two servers, two clients, each of another mode.
+pub(crate) struct Playing {
+    clients: Vec<Service>,
+    // They end when they are dropped, after the clients.
+    _servers: Vec<Service>,
+    files: Vec<PathBuf>,
+    lines: usize,
+}
+
+impl Playing {
+    /// Plays the numbers, each client so many connections at a time.
+    pub(crate) fn start(place: &Place, seed: u64, (from, to): (u32, u32), name: &str, callers: usize) -> Result<Self> {
+        let mut files: Vec<PathBuf> = Vec::new();
+        let mut file = |who: &str| {
+            let file = place.join(&format!("{name}-{from}-{who}"));
+            files.push(file.clone());
+            file
+        };
+        // Every connection of both clients may be at one server.
+        let threads = (2 * callers + 4).to_string();
+        let mut servers = Vec::new();
+        let mut ports = Vec::new();
+        for mode in MODES {
+            let port = free_port()?;
+            let launch = exchanges(&format!("serve-{mode}"), SERVER, place)?
+                .args(["serve", mode, &seed.to_string(), &port.to_string(), &threads])
+                .arg(file(&format!("server-{mode}")))
+                .arg(REQUEST_NAMES);
+            servers.push(launch.start(&[Target::loopback(port)])?);
+            ports.push(port.to_string());
+        }
+        let mut clients: Vec<Service> = Vec::new();
+        for (index, mode) in (0..).zip(MODES) {
+            let numbers = [from + index, to, 2].map(|number| number.to_string());
+            let launch = exchanges(&format!("call-{mode}"), CLIENT, place)?
+                .args(["call", mode, &seed.to_string()])
+                .args(numbers)
+                .arg(callers.to_string())
+                .arg(file(&format!("client-{mode}")))
+                .arg(RESPONSE_NAMES)
+                .args(&ports);
+            clients.push(launch.spawn()?);
+        }
+        Ok(Self {
+            clients,
+            _servers: servers,
+            files,
+            lines: 2 * (to - from) as usize,
+        })
     }
-    let mut clients: Vec<Service> = Vec::new();
-    for (index, mode) in (0..).zip(MODES) {
-        let numbers = [from + index, to, 2].map(|number| number.to_string());
-        let launch = exchanges(&format!("call-{mode}"), place)
-            .args(["call", mode, &seed.to_string()])
-            .args(numbers)
-            .arg(CALLERS.to_string())
-            .arg(file(&format!("client-{mode}")))
-            .arg(RESPONSE_NAMES)
-            .args(&ports);
-        clients.push(launch.spawn()?);
+
+    /// Whether a client is still at work.
+    pub(crate) fn goes_on(&mut self) -> Result<bool> {
+        for client in &mut self.clients {
+            if client.ended()?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
-    for client in &mut clients {
-        let status = client.wait_end(ROUND_LIMIT)?;
-        ensure!(status.success(), "{} ended with {status}:\n{}", client.name(), client.log());
+
+    /// Waits for the end, and reads what everybody saw.
+    pub(crate) fn finish(mut self) -> Result<Run> {
+        for client in &mut self.clients {
+            let status = client.wait_end(ROUND_LIMIT)?;
+            ensure!(
+                status.success(),
+                "{} ended with {status}:\n{}",
+                client.name(),
+                client.log()
+            );
+        }
+        read(&self.files, self.lines)
     }
-    read(&files, 2 * (to - from) as usize)
 }
 
 /// Reads what the processes wrote once it is complete, or does not grow any more.
@@ -192,6 +288,11 @@ fn read(files: &[PathBuf], lines: usize) -> Result<Run> {
     Ok(run)
 }
 
-fn exchanges(name: &str, place: &Place) -> Launch {
-    Launch::new(name, env!("CARGO_BIN_EXE_spanwire-exchanges").into(), place)
+/// A copy of the program under a name of its own, which selectors can tell from the other.
+fn exchanges(name: &str, program: &str, place: &Place) -> Result<Launch> {
+    let copy = place.join(program);
+    if !copy.exists() {
+        std::fs::copy(env!("CARGO_BIN_EXE_spanwire-exchanges"), &copy)?;
+    }
+    Ok(Launch::new(name, copy, place))
 }

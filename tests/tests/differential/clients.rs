@@ -56,8 +56,13 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     let (mut total, mut inserted) = (0, 0);
     for (client, off) in clients.iter().zip(&off) {
         let on = run(place, &recorder, client)?;
-        let (found, added, messages) =
-            compare(&off.connections, &on.connections, &names(REQUEST_NAMES), Compare::EveryByte, false);
+        let (found, added, messages) = compare(
+            &off.connections,
+            &on.connections,
+            &names(REQUEST_NAMES),
+            Compare::EveryByte,
+            false,
+        );
         say(&format!(
             "{}: {messages} requests on {} connections, {} with an added header, {} differences",
             client.name,
@@ -69,7 +74,12 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
         let lines = off.output.lines().zip(on.output.lines()).filter(|(off, on)| off != on);
         differences.extend(lines.map(|(off, on)| format!("{} printed {on:?}, without the agent {off:?}", client.name)));
         if off.output.lines().count() != on.output.lines().count() {
-            differences.push(format!("{} printed {} lines, was {}", client.name, on.output.lines().count(), off.output.lines().count()));
+            differences.push(format!(
+                "{} printed {} lines, was {}",
+                client.name,
+                on.output.lines().count(),
+                off.output.lines().count()
+            ));
         }
         total += messages;
         inserted += added.inserted;
@@ -80,14 +90,24 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     }
     ensure!(differences.is_empty(), "{} differences, see above", differences.len());
     ensure!(inserted > 0, "no request carried an added header: nothing was shown");
-    Ok(format!("{} clients, {total} requests twice, 0 differences; {inserted} requests with an added header", clients.len()))
+    Ok(format!(
+        "{} clients, {total} requests twice, 0 differences; {inserted} requests with an added header",
+        clients.len()
+    ))
 }
 
 fn run(place: &Place, recorder: &Recorder, client: &Client) -> Result<Told> {
     let start = Instant::now();
-    let mut process = Launch::new(client.name, client.program.clone(), place).args(&client.args).spawn()?;
+    let mut process = Launch::new(client.name, client.program.clone(), place)
+        .args(&client.args)
+        .spawn()?;
     let status = process.wait_end(LIMIT)?;
-    ensure!(status.success(), "{} ended with {status}:\n{}", client.name, process.log());
+    ensure!(
+        status.success(),
+        "{} ended with {status}:\n{}",
+        client.name,
+        process.log()
+    );
     let output = process.log();
     drop(process);
     let connections = recorder.take().with_context(|| format!("after {}", client.name))?;
@@ -109,18 +129,31 @@ fn clients(place: &Place, base: &str) -> Result<Vec<Client>> {
         let list = list(place, name)?;
         let mut args: Vec<OsString> = args.iter().map(Into::into).collect();
         args.extend([base.into(), list.clone().into()]);
-        clients.push(Client { name, program, args, list });
+        clients.push(Client {
+            name,
+            program,
+            args,
+            list,
+        });
         Ok(())
     };
     let script = |name: &str| workload("clients").join(name);
     let python = venv_program("python")?;
-    for (name, kind) in [("http.client", "http.client"), ("urllib", "urllib"), ("requests", "requests")] {
+    for (name, kind) in [
+        ("http.client", "http.client"),
+        ("urllib", "urllib"),
+        ("requests", "requests"),
+    ] {
         add(name, python.clone(), &[&script("client.py"), Path::new(kind)])?;
     }
     for (name, kind) in [("node-http", "http"), ("node-fetch", "fetch")] {
         add(name, program("node")?, &[&script("client.mjs"), Path::new(kind)])?;
     }
-    add("php", program("php").or_else(|_| program("php-cgi"))?, &[&script("client.php")])?;
+    add(
+        "php",
+        program("php").or_else(|_| program("php-cgi"))?,
+        &[&script("client.php")],
+    )?;
     if let Ok(java) = program("java") {
         // Compiles its source by itself, where it is a whole JDK.
         for (name, kind) in [("java-url", "url"), ("java-http", "http")] {
@@ -150,14 +183,24 @@ fn curl(place: &Place, base: &str) -> Result<Client> {
         if index > 0 {
             config.push_str("next\n");
         }
-        writeln!(config, "silent\nurl = \"{base}{path}\"\noutput = \"/dev/null\"\nmax-time = 20")?;
-        writeln!(config, "write-out = \"{path} %{{http_code}} %{{size_download}} %{{exitcode}} %{{num_connects}}\\n\"")?;
+        writeln!(
+            config,
+            "silent\nurl = \"{base}{path}\"\noutput = \"/dev/null\"\nmax-time = 20"
+        )?;
+        writeln!(
+            config,
+            "write-out = \"{path} %{{http_code}} %{{size_download}} %{{exitcode}} %{{num_connects}}\\n\""
+        )?;
         match (method, size) {
             ("HEAD", _) => writeln!(config, "head")?,
             (_, "0") => writeln!(config, "request = \"{method}\"")?,
             _ => {
                 let size: usize = size.parse()?;
-                let file = if size > 1 << 20 { body.clone() } else { place.write(&format!("curl-body-{size}"), &"x".repeat(size))? };
+                let file = if size > 1 << 20 {
+                    body.clone()
+                } else {
+                    place.write(&format!("curl-body-{size}"), &"x".repeat(size))?
+                };
                 writeln!(config, "data-binary = \"@{}\"\nrequest = \"{method}\"", file.display())?;
             }
         }
@@ -194,7 +237,11 @@ fn list(place: &Place, name: &str) -> Result<PathBuf> {
         writeln!(text, "{method} /s/{script}/{name}-{index} {size}")?;
     }
     for index in 0..LARGE {
-        writeln!(text, "GET /s/large/{name}-{index} 0\nPOST /s/length/{name}-large-{index} {}", 20 << 20)?;
+        writeln!(
+            text,
+            "GET /s/large/{name}-{index} 0\nPOST /s/length/{name}-large-{index} {}",
+            20 << 20
+        )?;
     }
     writeln!(text, "GET /s/length/{name}-last 0")?;
     place.write(&format!("{name}.list"), &text)
@@ -205,7 +252,10 @@ fn build_go(place: &Place) -> Result<Option<PathBuf>> {
         return Ok(None);
     };
     let client = place.join("go-client");
-    let source = place.write("client.go", &std::fs::read_to_string(workload("clients").join("client.go"))?)?;
+    let source = place.write(
+        "client.go",
+        &std::fs::read_to_string(workload("clients").join("client.go"))?,
+    )?;
     let output = Command::new(go)
         .args(["build", "-o"])
         .arg(&client)
@@ -214,7 +264,11 @@ fn build_go(place: &Place) -> Result<Option<PathBuf>> {
         .env("GOCACHE", place.join("go-cache"))
         .env("CGO_ENABLED", "0")
         .output()?;
-    ensure!(output.status.success(), "go build: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "go build: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(Some(client))
 }
 

@@ -4,9 +4,11 @@
 
 mod bulk;
 mod clients;
+mod killed;
 mod probe;
+mod servers;
 
-use serde_json::json;
+use serde_json::{json, Value};
 use spanwire_tests::agent::Setup;
 use spanwire_tests::cases::Cases;
 use spanwire_tests::place::Place;
@@ -18,7 +20,12 @@ const RESPONSE_NAMES: &str = "server-timing";
 
 /// Everything this test and what it starts is captured, rewritten where that is safe, and its responses bear the id.
 fn rewriting() -> Setup {
-    Setup::capturing(&[json!({"pid": std::process::id()})])
+    rewriting_of(&[json!({"pid": std::process::id()})])
+}
+
+/// As above, of what the selectors name.
+fn rewriting_of(include: &[Value]) -> Setup {
+    Setup::capturing(include)
         .with("propagate", "enabled", json!("auto"))
         .with("ingress", "enabled", json!("auto"))
 }
@@ -48,5 +55,21 @@ fn clients_send_and_get_the_same() {
     let place = Place::new("clients").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("clients", || clients::compared(&place));
+    cases.finish();
+}
+
+#[test]
+fn servers_and_proxies_answer_and_forward_the_same() {
+    let place = Place::new("servers").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("servers and proxies", || servers::compared(&place));
+    cases.finish();
+}
+
+#[test]
+fn an_agent_killed_in_the_middle_changes_nothing() {
+    let place = Place::new("killed").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("killed in the middle", || killed::in_the_middle(&place));
     cases.finish();
 }

@@ -48,7 +48,9 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     let coverage = format!("{requests} of {sent} requests and {responses} of {answered} responses carried a header");
     ensure!(differences == 0, "{differences} of {count} probes differ; {coverage}");
     ensure!(requests > 0, "no request carried an added header: nothing was shown");
-    Ok(format!("{count} probes, {RUNS} times each way, 0 differences; {coverage}"))
+    Ok(format!(
+        "{count} probes, {RUNS} times each way, 0 differences; {coverage}"
+    ))
 }
 
 /// Runs all probes: a process for each family and state, beside each other.
@@ -64,7 +66,12 @@ fn probe(place: &Place) -> Result<Said> {
         }
         for process in &mut processes {
             let status = process.wait_end(LIMIT)?;
-            ensure!(status.success(), "{} ended with {status}:\n{}", process.name(), process.log());
+            ensure!(
+                status.success(),
+                "{} ended with {status}:\n{}",
+                process.name(),
+                process.log()
+            );
             said.add(&process.log())?;
         }
     }
@@ -79,7 +86,9 @@ impl Said {
             } else if let Some(count) = line.strip_prefix("# responses ") {
                 add_counts(&mut self.responses, count)?;
             } else {
-                let (name, said) = line.split_once(": ").with_context(|| format!("not a probe's line: {line}"))?;
+                let (name, said) = line
+                    .split_once(": ")
+                    .with_context(|| format!("not a probe's line: {line}"))?;
                 self.probes.entry(name.to_owned()).or_default().insert(said.to_owned());
             }
         }

@@ -22,14 +22,19 @@ const ON_EVERY_KERNEL: [&str; 2] = ["calls", "trees"];
 /// A node has one agent at a time; and what a privileged test measured is worth reading when it passed, too.
 const ONE_AT_A_TIME: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// What the end-to-end tests read from their environment.
-const ENVIRONMENT: [&str; 6] = [
+const ENVIRONMENT: [&str; 8] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "PATH",
     "RUST_BACKTRACE",
     "SPANWIRE_BIN",
     "SPANWIRE_E2E_VENV",
+    EXCHANGES,
+    "SPANWIRE_SEED",
 ];
+/// How many generated exchanges the differential test plays; `--all` plays more than it does by itself.
+const EXCHANGES: &str = "SPANWIRE_EXCHANGES";
+const EXCHANGES_OF_ALL: &str = "1000000";
 
 /// Runs the unit tests, then the privileged ones; with `all` the same privileged ones on every supported kernel.
 pub(crate) fn test(all: bool) -> Result<ExitCode> {
@@ -47,6 +52,9 @@ pub(crate) fn test(all: bool) -> Result<ExitCode> {
         .partition(|program| program.package == PRIVILEGED);
 
     env::set_var("SPANWIRE_BIN", &agent);
+    if all && env::var_os(EXCHANGES).is_none() {
+        env::set_var(EXCHANGES, EXCHANGES_OF_ALL);
+    }
     env::set_var("CARGO_TARGET_DIR", workspace::target_dir()?);
 
     let out = &mut std::io::stdout().lock();

@@ -17,7 +17,7 @@ use crate::{packages, process, toolchain};
 pub(crate) const SUPPORTED: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
 /// What the guest's command finds in its environment, where it is set here.
-const KEEP: [&str; 8] = [
+const KEEP: [&str; 10] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "HOME",
@@ -25,6 +25,8 @@ const KEEP: [&str; 8] = [
     "RUST_BACKTRACE",
     "SPANWIRE_BIN",
     "SPANWIRE_E2E_VENV",
+    "SPANWIRE_EXCHANGES",
+    "SPANWIRE_SEED",
     "TERM",
 ];
 

@@ -131,6 +131,7 @@ pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
     if c.cut == cut::WHOLE && c.line_end == c.line_start {
         return head_end(f, r, c);
     }
+    r.lines = r.lines.wrapping_add(1);
     let Some(name) = header::name(c, w) else {
         if c.cut == cut::PARTIAL && w.byte(c.colon) != b':' {
             c.hold = 1;

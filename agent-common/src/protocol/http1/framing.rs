@@ -174,7 +174,7 @@ pub struct Cursor {
     pub field: u8,
     /// Its place in the configuration's list, `KEPT_HEADERS` if it is not listed.
     pub listed: u8,
-    /// Whole lines passed in this call.
+    /// Lines skimmed in this call.
     pub lines: u32,
     /// Zero.
     pub reserved: u32,
@@ -484,7 +484,6 @@ pub(super) fn line_done(f: &mut Framing, c: &mut Cursor) -> u32 {
         f.flags |= flag::SKIP;
     } else {
         c.scan = next;
-        c.lines += 1;
     }
     c.pass = 0;
     c.hold = 0;

@@ -83,8 +83,10 @@ pub struct Request {
     pub context_flags: u8,
     /// Bits of [`signed`]: whether the head is signed.
     pub signed: u8,
+    /// Header lines so far, in whichever call they came. One that is looked at twice counts twice.
+    pub lines: u16,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 4],
     /// Scratch while the head comes in.
     pub pending: Pending,
     /// The target's path without query and fragment, zero-filled to a whole word: `/..`, `*`, or nothing (CONNECT, or a
@@ -108,7 +110,8 @@ impl Default for Request {
             context_format: 0,
             context_flags: 0,
             signed: 0,
-            reserved: [0; 6],
+            lines: 0,
+            reserved: [0; 4],
             pending: Pending::default(),
             path: [0; PATH_WORDS],
         }
@@ -345,6 +348,7 @@ fn reset(r: &mut Request, method: u8) {
     r.path_cut = 0;
     r.otlp = 0;
     r.signed = 0;
+    r.lines = 0;
 }
 
 /// Keeps the path of the target in `from..to`.

@@ -7,6 +7,7 @@
 use super::super::swar;
 use super::super::window::Window;
 use super::framing::{flag, phase, Cursor, Framing, HEAD_BYTES, LINE_BYTES};
+use super::request::Request;
 use crate::abi::{setting, Settings};
 
 /// Words and lines looked at in one call; [`may_skim`] is true again where it stopped for that.
@@ -20,8 +21,10 @@ pub fn may_skim(f: &Framing, c: &Cursor) -> bool {
 
 /// Passes over lines of a request's head.
 #[inline(always)]
-pub fn skim_request(f: &mut Framing, c: &mut Cursor, w: &Window, s: &Settings) {
+pub fn skim_request(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window, s: &Settings) {
+    let before = c.lines;
     skim(f, c, w, |key, start| asked_of_request(key, start, w, s));
+    r.lines = r.lines.wrapping_add((c.lines - before) as u16);
 }
 
 /// Passes over lines of a response's head.

@@ -127,7 +127,7 @@ impl Stream {
         let f = &mut self.framing;
         if self.skims && may_skim(f, c) {
             match self.direction {
-                Direction::Requests => skim_request(f, c, &self.window, &self.settings),
+                Direction::Requests => skim_request(f, &mut self.request, c, &self.window, &self.settings),
                 Direction::Responses(_) => skim_response(f, c, &self.window),
             }
         }

@@ -204,7 +204,7 @@ fn compare(trial: &Trial, open: fn() -> io::Result<Pair>, check: fn(Pair) -> io:
     })
 }
 
-/// Tries everything out. Takes less than a second, and comes back after [`AT_MOST`] whatever happens.
+/// Tries everything out. Takes less than a second, and comes back after eight seconds whatever happens.
 pub fn run(types: &KernelTypes) -> SelfTest {
     let begin = Instant::now();
     let mut test = match Trial::load(types) {
@@ -249,7 +249,7 @@ fn run_rows(trial: &Arc<Trial>) -> SelfTest {
     match network.recv_timeout(AT_MOST) {
         Ok(Ok(())) => test.own_network = true,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "self-test on the loopback interface: no network namespace of its own")
+            tracing::debug!(%error, "self-test on the loopback interface: no network namespace of its own");
         }
         Err(_) => {}
     }

@@ -109,7 +109,8 @@ impl Answered {
 
 const ZERO_COPY_SENDS: u32 = 5;
 const ZERO_COPY_BYTES: usize = 100_000;
-/// How long completions may take, and how long none may come before there are no more.
+/// How long the first completion may take, where the machine is busy, and how long none may come before there are no more.
+const FIRST: Duration = Duration::from_millis(400);
 const QUIET: Duration = Duration::from_millis(150);
 
 /// Zero-copy sends whose ends the kernel tells: an application that waits for one that never comes hangs, and one that
@@ -127,7 +128,7 @@ pub(super) fn zero_copy(pair: Pair) -> io::Result<Seen> {
     }
     let mut told = 0;
     let mut quiet_since = Instant::now();
-    while quiet_since.elapsed() < QUIET {
+    while quiet_since.elapsed() < if told == 0 { FIRST } else { QUIET } {
         // Errors are told whether they are asked for or not.
         wait_for(&near, 0, Duration::from_millis(10))?;
         while let Some(ended) = completions(&near)? {

@@ -239,8 +239,8 @@ pub(super) fn completions(socket: &TcpStream) -> io::Result<Option<u32>> {
 /// A control message of a socket's error queue.
 unsafe fn extended_error(header: *const libc::cmsghdr) -> Option<libc::sock_extended_err> {
     // SAFETY: see above.
-    let kind = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
-    if kind != (libc::SOL_IP, libc::IP_RECVERR) {
+    let kind = unsafe { &*header };
+    if (kind.cmsg_level, kind.cmsg_type) != (libc::SOL_IP, libc::IP_RECVERR) {
         return None;
     }
     // SAFETY: see above.

@@ -130,6 +130,8 @@ extern "C" fn count(_signal: libc::c_int) {
 /// about the signal before is put back.
 pub(super) struct Interrupter<'a> {
     before: libc::sigaction,
+    /// How often the signal has been handled.
+    handled: &'static AtomicU32,
     _only: std::sync::MutexGuard<'a, ()>,
 }
 
@@ -149,18 +151,23 @@ impl Interrupter<'_> {
         if unsafe { libc::sigaction(SIGNAL, &raw const action, &raw mut before) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { before, _only: only })
+        Ok(Self {
+            before,
+            handled: &HANDLED,
+            _only: only,
+        })
     }
 
     /// Interrupts a thread, and waits until it has handled the signal.
     pub(super) fn interrupt(&self, tid: libc::pid_t) -> io::Result<()> {
-        let handled = HANDLED.load(Ordering::Relaxed);
+        let handled = self.handled.load(Ordering::Relaxed);
+        let own = std::process::id();
         // SAFETY: a thread of this process, or none.
-        if unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGNAL) } < 0 {
+        if unsafe { libc::syscall(libc::SYS_tgkill, own, tid, SIGNAL) } < 0 {
             return Err(io::Error::last_os_error());
         }
         let deadline = Instant::now() + PATIENCE;
-        while HANDLED.load(Ordering::Relaxed) == handled {
+        while self.handled.load(Ordering::Relaxed) == handled {
             if Instant::now() > deadline {
                 return Err(io::Error::other("the signal is not handled"));
             }

@@ -51,10 +51,16 @@ pub(super) fn signed(draft: &mut Draft, rng: &mut StdRng) {
     let mut request = Request::any(rng);
     if rng.random() {
         request = request
-            .field("Signature-Input", "sig1=(\"@method\" \"@path\" \"host\");created=1618884473;keyid=\"k\"")
+            .field(
+                "Signature-Input",
+                "sig1=(\"@method\" \"@path\" \"host\");created=1618884473;keyid=\"k\"",
+            )
             .field("Signature", "sig1=:K2qGT5srn2OGbOIDzQ6kYT+ruaycnDAAUpKv+ePFfD0=:");
     } else {
-        request = request.field("Signature", "keyId=\"k\",algorithm=\"rsa-sha256\",headers=\"host date\",signature=\"Zm9v\"");
+        request = request.field(
+            "Signature",
+            "keyId=\"k\",algorithm=\"rsa-sha256\",headers=\"host date\",signature=\"Zm9v\"",
+        );
     }
     let request = request.usual(rng).done();
     untouched(draft, rng, &request);
@@ -79,7 +85,10 @@ pub(super) fn at_the_limits(draft: &mut Draft, rng: &mut StdRng) {
 pub(super) fn upgrade(draft: &mut Draft, rng: &mut StdRng) {
     let request = Request::new("GET", &target(rng))
         .field("Connection", "Upgrade")
-        .field("Upgrade", ["websocket", "h2c", "tcp", "SPDY/3.1"][rng.random_range(0..4)])
+        .field(
+            "Upgrade",
+            ["websocket", "h2c", "tcp", "SPDY/3.1"][rng.random_range(0..4)],
+        )
         .field("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
         .field("Sec-WebSocket-Version", "13")
         .done();
@@ -96,7 +105,9 @@ pub(super) fn upgrade(draft: &mut Draft, rng: &mut StdRng) {
 pub(super) fn connect(draft: &mut Draft, rng: &mut StdRng) {
     let request = b"CONNECT inner.test:443 HTTP/1.1\r\nHost: inner.test:443\r\n\r\n";
     draft.head(Client, request, false).say(Client, Cut::Whole, rng);
-    draft.put(Server, b"HTTP/1.1 200 Connection established\r\n\r\n").say(Server, Cut::Whole, rng);
+    draft
+        .put(Server, b"HTTP/1.1 200 Connection established\r\n\r\n")
+        .say(Server, Cut::Whole, rng);
     tunnelled(draft, rng);
     draft.step(Step::Close(Server));
 }
@@ -122,7 +133,10 @@ pub(super) fn proxy_protocol(draft: &mut Draft, rng: &mut StdRng) {
     if rng.random() {
         draft.put(Client, b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n");
     } else {
-        draft.put(Client, b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\xdc\x04\x01\xbb");
+        draft.put(
+            Client,
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\xdc\x04\x01\xbb",
+        );
     }
     if rng.random() {
         draft.say(Client, Cut::Whole, rng);
@@ -170,7 +184,9 @@ pub(super) fn h2_preface(draft: &mut Draft, rng: &mut StdRng) {
     draft.put(Client, &h2_frame(4, 0, 0, &[]));
     let cut = Cut::any(rng);
     draft.say(Client, cut, rng);
-    draft.put(Server, &h2_frame(4, 0, 0, &[])).put(Server, &h2_frame(4, 1, 0, &[]));
+    draft
+        .put(Server, &h2_frame(4, 0, 0, &[]))
+        .put(Server, &h2_frame(4, 1, 0, &[]));
     draft.say(Server, Cut::Whole, rng);
     for stream in (1..rng.random_range(3..9)).step_by(2) {
         // :method GET, :scheme http, :path /, :authority; then data.
@@ -178,7 +194,9 @@ pub(super) fn h2_preface(draft: &mut Draft, rng: &mut StdRng) {
         draft.put(Client, &h2_frame(0, 1, stream, b"GET / HTTP/1.1\r\n\r\n"));
         let cut = Cut::any(rng);
         draft.say(Client, cut, rng);
-        draft.put(Server, &h2_frame(1, 5, stream, &[0x88])).say(Server, Cut::Whole, rng);
+        draft
+            .put(Server, &h2_frame(1, 5, stream, &[0x88]))
+            .say(Server, Cut::Whole, rng);
     }
     draft.step(Step::Close(Client));
 }
@@ -198,7 +216,9 @@ pub(super) fn yamux(draft: &mut Draft, rng: &mut StdRng) {
     for _ in 0..rng.random_range(1..5) {
         let request = Request::any(rng).done();
         if rng.random() {
-            draft.put(Client, &frame(0, 0, 1, &request)).say(Client, Cut::Whole, rng);
+            draft
+                .put(Client, &frame(0, 0, 1, &request))
+                .say(Client, Cut::Whole, rng);
         } else {
             // As implementations do: the frame's head is a send of its own, and the payload begins like a request.
             let bytes = frame(0, 0, 1, &request);
@@ -237,6 +257,28 @@ pub(super) fn server_first(draft: &mut Draft, rng: &mut StdRng) {
     draft.step(Step::Close(Client));
 }
 
+/// The server answers to what may be the beginning of a request, and the client asks how much has come.
+pub(super) fn unfinished(draft: &mut Draft, rng: &mut StdRng) {
+    draft.options().peeks = true;
+    let beginnings: [&[u8]; 6] = [
+        b"ab",
+        b"GET",
+        b"HELLO",
+        b"POST /",
+        b"GET / HTTP/1.1\r\nHost: a\r\n",
+        b"PUT / HTTP/1.1\r\nX-Name",
+    ];
+    let beginning = beginnings[rng.random_range(0..beginnings.len())];
+    draft.put(Client, beginning).say(Client, Cut::Whole, rng);
+    for _ in 0..rng.random_range(1..4) {
+        draft
+            .put(Server, word(rng, 200).as_bytes())
+            .say(Server, Cut::Whole, rng);
+        draft.put(Client, word(rng, 20).as_bytes()).say(Client, Cut::Whole, rng);
+    }
+    draft.step(Step::Close(Server));
+}
+
 /// What looks like HTTP/1 and is not, or is read differently by different servers.
 pub(super) fn nearly_http(draft: &mut Draft, rng: &mut StdRng) {
     let heads: [&[u8]; 15] = [
@@ -259,7 +301,9 @@ pub(super) fn nearly_http(draft: &mut Draft, rng: &mut StdRng) {
     let head = heads[rng.random_range(0..heads.len())];
     let cut = Cut::any(rng);
     draft.put(Client, head).say(Client, cut, rng);
-    draft.put(Server, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").say(Server, Cut::Whole, rng);
+    draft
+        .put(Server, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        .say(Server, Cut::Whole, rng);
     draft.step(Step::Close(Server));
 }
 

@@ -202,7 +202,9 @@ pub(super) fn expect(draft: &mut Draft, rng: &mut StdRng) {
         draft.step(Step::Close(Server));
         return;
     }
-    draft.put(Server, b"HTTP/1.1 100 Continue\r\n\r\n").say(Server, Cut::Whole, rng);
+    draft
+        .put(Server, b"HTTP/1.1 100 Continue\r\n\r\n")
+        .say(Server, Cut::Whole, rng);
     let bytes = body(rng, length);
     let cut = Cut::any(rng);
     draft.put(Client, &bytes).say(Client, cut, rng);
@@ -269,7 +271,11 @@ pub(super) fn answers(draft: &mut Draft, rng: &mut StdRng) {
         }
         _ => draft.head(
             Server,
-            &response("503 Service Unavailable", "server-timing: db;dur=53\r\nContent-Length: 0\r\n", rng),
+            &response(
+                "503 Service Unavailable",
+                "server-timing: db;dur=53\r\nContent-Length: 0\r\n",
+                rng,
+            ),
             true,
         ),
     };
@@ -287,7 +293,10 @@ pub(super) fn early_answer(draft: &mut Draft, rng: &mut StdRng) {
         .field("Content-Length", &length.to_string())
         .done();
     let (first, second) = bytes.split_at(rng.random_range(0..length));
-    draft.head(Client, &head, true).put(Client, first).say(Client, Cut::Whole, rng);
+    draft
+        .head(Client, &head, true)
+        .put(Client, first)
+        .say(Client, Cut::Whole, rng);
     answer(draft, rng);
     draft.put(Client, second).say(Client, Cut::Whole, rng);
     close(draft, rng);
@@ -318,11 +327,17 @@ pub(super) fn reset(draft: &mut Draft, rng: &mut StdRng) {
         0 => {}
         1 => {
             let head = response("200 OK", "Content-Length: 1000\r\n", rng);
-            draft.head(Server, &head, true).put(Server, &[b'x'; 400]).say(Server, Cut::Whole, rng);
+            draft
+                .head(Server, &head, true)
+                .put(Server, &[b'x'; 400])
+                .say(Server, Cut::Whole, rng);
         }
         _ => {
             let head = response("200 OK", "Content-Length: 4\r\n", rng);
-            draft.head(Server, &head, true).put(Server, b"done").say(Server, Cut::Whole, rng);
+            draft
+                .head(Server, &head, true)
+                .put(Server, b"done")
+                .say(Server, Cut::Whole, rng);
         }
     }
     let pause = rng.random_range(1..4);

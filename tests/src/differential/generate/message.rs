@@ -99,7 +99,9 @@ pub(super) fn target(rng: &mut StdRng) -> String {
 /// Letters and digits.
 pub(super) fn word(rng: &mut StdRng, longest: usize) -> String {
     let length = rng.random_range(1..=longest);
-    (0..length).map(|_| char::from(b"abcdefghij0123456789"[rng.random_range(0..20)])).collect()
+    (0..length)
+        .map(|_| char::from(b"abcdefghij0123456789"[rng.random_range(0..20)]))
+        .collect()
 }
 
 /// Printable text without a blank at either end.
@@ -145,7 +147,11 @@ pub(super) fn chunks(rng: &mut StdRng, bytes: &[u8]) -> Vec<u8> {
         out.extend_from_slice(b"\r\n");
         rest = later;
     }
-    out.extend_from_slice(if rng.random_ratio(1, 8) { b"0\r\nx-sum: 1\r\n\r\n" } else { b"0\r\n\r\n" });
+    out.extend_from_slice(if rng.random_ratio(1, 8) {
+        b"0\r\nx-sum: 1\r\n\r\n"
+    } else {
+        b"0\r\n\r\n"
+    });
     out
 }
 

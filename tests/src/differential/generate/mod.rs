@@ -41,6 +41,7 @@ const KINDS: &[(&str, u32, Writer)] = &[
     ("yamux", 1, field::yamux),
     ("server first", 2, field::server_first),
     ("nearly http", 4, field::nearly_http),
+    ("unfinished", 1, field::unfinished),
     ("noise", 1, field::noise),
 ];
 
@@ -57,7 +58,9 @@ pub fn generate(seed: u64, number: u32) -> Exchange {
             None => break,
         }
     }
-    let Some((name, _, write)) = chosen else { unreachable!("there are kinds") };
+    let Some((name, _, write)) = chosen else {
+        unreachable!("there are kinds")
+    };
     let mut draft = Draft::new(name, options(rng));
     write(&mut draft, rng);
     draft.done()
@@ -70,7 +73,11 @@ fn options(rng: &mut StdRng) -> Options {
         nodelay: rng.random_ratio(15, 16),
         send_buffer: None,
         receive_buffer: None,
-        read_size: if few { rng.random_range(1..20) } else { read_sizes[rng.random_range(0..read_sizes.len())] },
+        read_size: if few {
+            rng.random_range(1..20)
+        } else {
+            read_sizes[rng.random_range(0..read_sizes.len())]
+        },
         peeks: rng.random_ratio(1, 5),
         slow_us: 0,
     }
@@ -105,7 +112,10 @@ mod tests {
                 assert!(stream.heads.is_sorted_by_key(|head| head.blank));
             }
             let last = exchange.steps.last();
-            assert!(matches!(last, Some(Step::Close(_) | Step::Reset(_))), "{number}: {last:?}");
+            assert!(
+                matches!(last, Some(Step::Close(_) | Step::Reset(_))),
+                "{number}: {last:?}"
+            );
         }
         assert_eq!(kinds.len(), KINDS.len(), "{kinds:?}");
     }
