@@ -424,8 +424,14 @@ fn long_states() -> Vec<Row> {
     ]
 }
 
-/// The beginning of a list, for a message.
+/// A list for a message: of a character that comes many times in a row, how many times.
 pub(crate) fn shortened(list: &str) -> String {
-    let text: String = list.escape_default().take(60).collect();
-    format!("{text}{}", if text.len() < list.len() { ".." } else { "" })
+    let characters: Vec<char> = list.chars().collect();
+    let runs = characters.chunk_by(|one, other| one == other);
+    let short = |run: &[char]| match run {
+        [character, ..] if run.len() > 9 => format!("{character}*{}", run.len()),
+        _ => run.iter().collect(),
+    };
+    let text: String = runs.map(short).collect();
+    text.escape_default().take(120).collect()
 }
