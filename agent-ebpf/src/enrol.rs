@@ -207,11 +207,18 @@ pub fn sends(ops: *mut bpf_sock_ops) {
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
+    // SAFETY: the program's context.
+    let received = unsafe { (*ops).bytes_received };
     if known.asks & ASKS_TO_LEAVE != 0 {
         leave(ops, known);
-    } else if known.rewrite & REWRITE_RETURNS != 0 && known.asks & ASKS_TO_STAY != 0 {
-        // It has answered.
-        no_callbacks(ops);
+    } else if known.asks & ASKS_TO_STAY != 0 {
+        if known.rewrite & REWRITE_RETURNS != 0 {
+            // It has answered.
+            no_callbacks(ops);
+        }
+    } else if known.rewrite & REWRITE_RETURNS == 0 && received != 0 {
+        // The acknowledgement of what came before a whole head had left (`receives` is not told of every segment).
+        speaks_first(ops, known);
     }
 }
 
@@ -245,6 +252,12 @@ pub fn receives(ops: *mut bpf_sock_ops) {
         // The answer to a request.
         return no_callbacks(ops);
     }
+    speaks_first(ops, known);
+}
+
+/// The other end has answered what was not a whole request.
+#[inline(always)]
+fn speaks_first(ops: *mut bpf_sock_ops, known: &mut SockState) {
     let [_, sent] = known.seen;
     if sent == 0 {
         leave_alone(ops);

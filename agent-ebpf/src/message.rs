@@ -34,8 +34,6 @@ pub struct Line {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Done,
-    /// Not tried: the socket has no room for it now.
-    NoRoom,
     /// It failed, and the message is what it was.
     Undone,
     /// It failed, and could not be taken back as it should: nothing is tried on this socket again.

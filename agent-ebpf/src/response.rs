@@ -115,7 +115,8 @@ fn is_wanted(exchange: &Exchange) -> bool {
         })
 }
 
-#[inline(always)]
+/// verifier: see `rewrite::look_at`.
+#[inline(never)]
 fn put_in(message: Message, sk: Sock, known: &mut SockState, preview: &mut Preview, scratch: *mut Scratch) {
     let at = blank_line(message, scratch);
     if at == NOWHERE || !message.has_room(sk, LINE_BYTES as u32) || !write_lines(&known.exchange, &mut preview.line) {

@@ -164,7 +164,7 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
     }
     match verdict {
         DONE => {
-            decide(message, sk, known, copy, preview, scratch);
+            decide(message, sk, known, copy, preview);
             DONE
         }
         UNFINISHED => UNFINISHED,
@@ -187,7 +187,9 @@ pub fn copied_state(_preview: &mut Preview) -> *mut SockState {
 }
 
 /// Who sends is captured, and its requests may be rewritten.
-#[inline(always)]
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
 fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
     let Some(settings) = SETTINGS.get_ptr(0) else {
         return false;
@@ -199,7 +201,9 @@ fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
 }
 
 /// Makes the copy, and has the message's first bytes in view. False if that cannot be done.
-#[inline(always)]
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
 pub fn prepare(message: Message, known: &mut SockState, copy: *mut SockState, scratch: *mut Scratch) -> bool {
     let size = message.size();
     let wanted = if size < HEAD_BYTES { size } else { HEAD_BYTES };
@@ -320,15 +324,11 @@ pub fn place(position: u32, carry: u32, window_offset: u32) -> u32 {
 }
 
 /// The head is whole, and known.
-#[inline(always)]
-fn decide(
-    message: Message,
-    sk: Sock,
-    known: &mut SockState,
-    copy: *mut SockState,
-    preview: &mut Preview,
-    scratch: *mut Scratch,
-) {
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
+fn decide(message: Message, sk: Sock, known: &mut SockState, copy: *mut SockState, preview: &mut Preview) {
+    let Some(scratch) = working(slot::MESSAGE) else { return };
     let plan = plan(copy, scratch);
     if plan == PLAN_NOTHING {
         return count(KernelCounter::InjectionSkipped);
@@ -452,7 +452,9 @@ pub fn value_of(exchange: &Exchange) -> [u64; 7] {
 }
 
 /// The traceparent's line.
-#[inline(always)]
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
 fn write_line(exchange: &Exchange, line: &mut Line) {
     let [w0, w1, w2, w3, w4, w5, w6] = value_of(exchange);
     let words = &mut line.words;
@@ -527,7 +529,9 @@ fn correct(message: Message, exchange: &mut Exchange, value_at: u32) -> u32 {
 }
 
 /// Leaves what was decided for the send's hook.
-#[inline(always)]
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
 fn hand_on(exchange: &Exchange, cookie: u64) {
     let prepared = Prepared {
         trace_id: ids::trace_id(&exchange.request),
@@ -547,7 +551,9 @@ fn hand_on(exchange: &Exchange, cookie: u64) {
 /// The request that sk_msg has prepared begins: it has its span id already.
 #[inline(always)]
 pub fn take_span_id(state: &mut SockState) {
-    if let Some(prepared) = PREPARED.get_ptr(&state.cookie) {
+    // verifier: on the stack; see `maps::BLANK`.
+    let cookie = state.cookie;
+    if let Some(prepared) = PREPARED.get_ptr(&cookie) {
         // SAFETY: a live map value.
         let prepared = unsafe { &*prepared };
         if prepared.ordinal == state.exchange.ordinal {
