@@ -38,6 +38,7 @@ offsets! {
     OFF_FILE_FLAGS, file_flags;
     OFF_NET_INUM, net_inum;
     OFF_SK_WMEM_QUEUED, sk_wmem_queued;
+    OFF_SK_FLAGS, sk_flags;
     OFF_SK_SNDBUF, sk_sndbuf;
     OFF_TP_SND_NXT, tp_snd_nxt;
     OFF_TP_NOTSENT_LOWAT, tp_notsent_lowat;

@@ -82,7 +82,7 @@ pub fn on_message(message: Message) {
     let returns = known.rewrite & REWRITE_RETURNS != 0;
     let switch = if returns { setting::RETURN } else { setting::REWRITE };
     let off = settings.flags & switch == 0 || returns != (known.role == ROLE_SERVER);
-    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 {
+    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 || sk.is_zero_copy() {
         known.asks |= ASKS_TO_LEAVE;
         return;
     }

@@ -12,6 +12,10 @@ const SOCK_STREAM: u16 = 1;
 const IPPROTO_TCP: u16 = 6;
 const O_NONBLOCK: u32 = 0o4000;
 
+/// SOCK_ZEROCOPY of `enum sock_flags` (include/net/sock.h), set by the loader; above 63: not known.
+#[no_mangle]
+static ZERO_COPY_BIT: u32 = 0;
+
 /// A `struct sock *`.
 #[derive(Clone, Copy)]
 pub struct Sock(pub *const u8);
@@ -120,6 +124,19 @@ impl Sock {
             (file, load(file, off::file_flags()))
         };
         !file.is_null() && flags & O_NONBLOCK == 0
+    }
+
+    /// SO_ZEROCOPY is set: being enrolled changes which completions its sends have.
+    #[inline(always)]
+    pub fn is_zero_copy(self) -> bool {
+        // SAFETY: sock_common.skc_flags; a static of this program, set before the load.
+        let (flags, bit): (u64, u32) = unsafe {
+            (
+                load(self.0, off::sk_flags()),
+                core::ptr::read_volatile(&raw const ZERO_COPY_BIT),
+            )
+        };
+        bit > 63 || flags >> bit & 1 != 0
     }
 
     /// (write_seq, copied_seq), and whether a message of `len` bytes that has just passed in `direction` was the

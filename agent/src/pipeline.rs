@@ -153,7 +153,7 @@ impl Running {
 pub fn start(path: DataPath) -> anyhow::Result<Running> {
     // Whoever sends is a person or a file that changes.
     let (tell, told) = channel();
-    let mut worker = Worker::new(path, told);
+    let mut worker = Worker::new(path, (tell.clone(), told));
     worker.classify_running(kernel::monotonic_ns());
     worker.path.kernel.attach()?;
     if let Err(error) = worker.path.kernel.mark_old_sockets() {
@@ -206,6 +206,7 @@ struct Worker {
     watch: Watch,
     /// What the agent is told while it runs.
     control: Receiver<Control>,
+    tell: Sender<Control>,
     /// Listening sockets whose connections are enrolled.
     ingress: Ingress,
     /// What does not work as it should on this node.
@@ -221,7 +222,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(path: DataPath, control: Receiver<Control>) -> Self {
+    fn new(path: DataPath, (tell, control): (Sender<Control>, Receiver<Control>)) -> Self {
         let router = Router::new(path.sinks.len(), crate::route::Batching::default());
         Self {
             path,
@@ -237,6 +238,7 @@ impl Worker {
             rewriting: Rewriting::default(),
             watch: Watch::default(),
             control,
+            tell,
             ingress: Ingress::default(),
             degradations: Vec::new(),
             next_turns_ns: 0,

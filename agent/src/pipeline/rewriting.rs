@@ -14,6 +14,8 @@ pub enum Control {
     EndRewriting,
     /// The self-test runs again, and what it allows begins.
     BeginRewriting,
+    /// What came out of it.
+    Allow(Box<Modes>),
     /// The configuration has changed: what it asks for takes the place of what was asked for before.
     Rewrite(Box<Policy>),
 }
@@ -79,10 +81,9 @@ impl Worker {
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::EndRewriting => self.end_rewriting("SIGUSR1"),
-                Control::BeginRewriting => {
-                    let test = KernelTypes::read().map(|types| selftest::run(&types));
-                    let modes = test.map_or_else(|error| Modes::none(&error.to_string()), |test| Modes::of(&test));
-                    self.path.rewrite.allow(modes);
+                Control::BeginRewriting => self.test_again(),
+                Control::Allow(modes) => {
+                    self.path.rewrite.allow(*modes);
                     self.begin_again(now_ns);
                 }
                 Control::Rewrite(mut policy) => {
@@ -91,6 +92,21 @@ impl Worker {
                     self.begin_again(now_ns);
                 }
             }
+        }
+    }
+
+    /// In a thread of its own: records do not wait for it.
+    fn test_again(&mut self) {
+        let tell = self.tell.clone();
+        let test = move || {
+            let test = KernelTypes::read().map(|types| selftest::run(&types));
+            let modes = test.map_or_else(|error| Modes::none(&error.to_string()), |test| Modes::of(&test));
+            // Where nobody listens any more, the agent ends.
+            let _ = tell.send(Control::Allow(Box::new(modes)));
+        };
+        let started = std::thread::Builder::new().name("self-test".to_owned()).spawn(test);
+        if let Err(error) = started {
+            tracing::error!(%error, "the self-test cannot be run again");
         }
     }
 

@@ -41,6 +41,7 @@ const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
+const KIND_ENUM: u32 = 6;
 const KIND_VAR: u32 = 14;
 
 /// One type of the type section.
@@ -172,7 +173,7 @@ impl Btf {
             // struct, union, datasec, enum64
             KIND_STRUCT | KIND_UNION | 15 | 19 => count * 12,
             // enum, func_proto
-            6 | KIND_FUNC_PROTO => count * 8,
+            KIND_ENUM | KIND_FUNC_PROTO => count * 8,
             // ptr, fwd, typedef, volatile, const, restrict, func, float, type_tag
             2 | 7..=KIND_FUNC | 16 | 18 => 0,
             _ => return Err(BtfError::Malformed { at }),
@@ -201,6 +202,17 @@ impl Btf {
     pub fn has_percpu_variable(&self, name: &str) -> bool {
         self.walk()
             .any(|(_, entry)| entry.kind == KIND_VAR && self.is_named(entry.name_at, name))
+    }
+
+    /// The value of an enumerator. Walks all types.
+    pub fn enumerator(&self, enumeration: &str, name: &str) -> Option<u32> {
+        let is_it = |entry: &Entry| entry.kind == KIND_ENUM && self.is_named(entry.name_at, enumeration);
+        let (_, entry) = self.walk().find(|(_, entry)| is_it(entry))?;
+        (0..entry.count).find_map(|nth| {
+            let at = entry.body + nth * 8;
+            let name_at = u32_at(&self.raw, at).ok()?;
+            self.is_named(name_at, name).then(|| u32_at(&self.raw, at + 4).ok())?
+        })
     }
 
     /// Every type with its id.

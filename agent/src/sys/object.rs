@@ -116,7 +116,7 @@ fn tables(connections: u32) -> [(&'static str, u32); 5] {
     ]
 }
 
-const OFFSETS: [(&str, &str, &str); 32] = [
+const OFFSETS: [(&str, &str, &str); 33] = [
     ("OFF_SK_FAMILY", "sock", "skc_family"),
     ("OFF_SK_RCV_SADDR", "sock", "skc_rcv_saddr"),
     ("OFF_SK_DADDR", "sock", "skc_daddr"),
@@ -135,6 +135,7 @@ const OFFSETS: [(&str, &str, &str); 32] = [
     ("OFF_FILE_FLAGS", "file", "f_flags"),
     ("OFF_NET_INUM", "net", "ns"),
     ("OFF_SK_WMEM_QUEUED", "sock", "sk_wmem_queued"),
+    ("OFF_SK_FLAGS", "sock", "skc_flags"),
     ("OFF_SK_SNDBUF", "sock", "sk_sndbuf"),
     ("OFF_TP_SND_NXT", "tcp_sock", "snd_nxt"),
     ("OFF_TP_NOTSENT_LOWAT", "tcp_sock", "notsent_lowat"),
@@ -166,6 +167,9 @@ const OFFSETS_UNTYPED: [(&str, &str, &str); 8] = [
     ("OFF_INODE_MODE", "inode", "i_mode"),
 ];
 
+/// For `ZERO_COPY_BIT`: every socket counts as one with SO_ZEROCOPY.
+const ALL_BITS: u32 = 64;
+
 /// Loads objects for the running kernel.
 pub(super) struct Loader<'a> {
     pub(super) options: Options,
@@ -179,6 +183,12 @@ impl Loader<'_> {
         let overdue_sweeps = self.options.deadline_ns.div_ceil(SWEEP_NS) as u32;
         let port_selectors = u32::from(self.options.port_selectors);
         let count_costs = u32::from(self.options.count_costs);
+        // Where the kernel does not say which bit it is, no socket is enrolled for longer than it would be with it.
+        let zero_copy_bit = self
+            .types
+            .btf
+            .enumerator("sock_flags", "SOCK_ZEROCOPY")
+            .unwrap_or(ALL_BITS);
         let rewrite_fault = self.options.rewrite_fault as u32;
         let thread_size = thread_size(self.types);
         let recvmsg_flags = hooks::recvmsg_flags(&self.types.btf);
@@ -197,6 +207,7 @@ impl Loader<'_> {
         loader.override_global("OVERDUE_SWEEPS", &overdue_sweeps, true);
         loader.override_global("PORT_SELECTORS", &port_selectors, true);
         loader.override_global("COUNT_COSTS", &count_costs, true);
+        loader.override_global("ZERO_COPY_BIT", &zero_copy_bit, true);
         loader.override_global("REWRITE_FAULT", &rewrite_fault, true);
         loader.map_max_entries("RINGS", rings.len() as u32);
         for (table, entries) in tables(self.options.connections) {
