@@ -47,6 +47,28 @@ struct Seen {
     requests: Connections,
 }
 
+impl Seen {
+    /// What the other run saw otherwise, what was added to how many responses, and to how many requests.
+    fn differences(&self, with: &Self) -> (Vec<String>, (Added, usize), (Added, usize)) {
+        let (mut found, back, responses) = compare(
+            &self.responses,
+            &with.responses,
+            &names(RESPONSE_NAMES),
+            Compare::Payload,
+            false,
+        );
+        let (more, out, requests) = compare(
+            &self.requests,
+            &with.requests,
+            &names(REQUEST_NAMES),
+            Compare::Payload,
+            true,
+        );
+        found.extend(more);
+        (found, (back, responses), (out, requests))
+    }
+}
+
 /// All servers without the agent, then with one that sees everything, then with one that does not see the client.
 pub(crate) fn compared(place: &Place) -> Result<String> {
     let recorder = Recorder::start()?;
@@ -55,12 +77,20 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
         .iter()
         .map(|server| drive(server, &recorder))
         .collect::<Result<Vec<_>>>()?;
+    let mut faults = Vec::new();
+    for (server, off) in servers.iter().zip(&off) {
+        let found = off.differences(&drive(server, &recorder)?).0;
+        faults.extend(
+            found
+                .into_iter()
+                .map(|text| format!("{}, twice without the agent: {text}", server.name)),
+        );
+    }
     let services: Vec<_> = servers
         .iter()
         .map(|server| json!({"pid": server.app.service.pid()}))
         .collect();
     let unseen_client = rewriting_of(&services);
-    let mut faults = Vec::new();
     let mut total = [Added::default(), Added::default()];
     let mut messages = 0;
     for (setup, whose) in [
@@ -70,21 +100,7 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
         let agent = Agent::start(&setup)?;
         for (server, off) in servers.iter().zip(&off) {
             let on = drive(server, &recorder)?;
-            let (mut found, back, responses) = compare(
-                &off.responses,
-                &on.responses,
-                &names(RESPONSE_NAMES),
-                Compare::Payload,
-                false,
-            );
-            let (more, out, requests) = compare(
-                &off.requests,
-                &on.requests,
-                &names(REQUEST_NAMES),
-                Compare::Payload,
-                true,
-            );
-            found.extend(more);
+            let (found, (back, responses), (out, requests)) = off.differences(&on);
             say(&format!(
                 "{}, {whose}: {responses} responses, {} with an added header; {requests} requests behind it, {} with an \
                  added header, {} corrected; {} differences",
@@ -151,7 +167,7 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
         .http("client_max_body_size 100m; sendfile on; tcp_nopush on;")
         .http(&format!("upstream recorder {{ server {}; keepalive 8; }}", recorder.address()))
         .location(&format!("root {};", root.display()))
-        .location("location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_read_timeout 5s; }")
+        .location("location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_read_timeout 5s; proxy_next_upstream off; }")
         .location("location /s/chunked/ { proxy_pass http://recorder; proxy_http_version 1.0; proxy_buffering off; }")
         .location("location /s/length/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_request_buffering off; }")
         .returning()
