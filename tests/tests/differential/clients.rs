@@ -13,7 +13,7 @@ use spanwire_tests::agent::Agent;
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::message::Compare;
 use spanwire_tests::differential::recorder::{compare, Connections, Recorder, SCRIPTS};
-use spanwire_tests::place::{program, venv_program, workload, Place};
+use spanwire_tests::place::{program, target_dir, venv_program, workload, Place};
 use spanwire_tests::service::Launch;
 
 use crate::{names, rewriting, REQUEST_NAMES};
@@ -271,7 +271,7 @@ fn build_go(place: &Place) -> Result<Option<PathBuf>> {
         .arg(&client)
         .arg(source)
         .env("GO111MODULE", "off")
-        .env("GOCACHE", place.join("go-cache"))
+        .env("GOCACHE", target_dir()?.join("go-cache"))
         .env("CGO_ENABLED", "0")
         .output()?;
     ensure!(

@@ -75,8 +75,8 @@ impl Lives {
     /// One agent, from its start to its end, and what it leaves in the kernel.
     fn one_more(&mut self, before: &Inventory) -> Result<()> {
         let mut agent = Agent::start(&rewriting())?;
-        // Another instant each time.
-        sleep(Duration::from_millis(150 + 130 * (self.ended as u64 % 7)));
+        // Another instant each time; some before it has got to rewriting, most in the middle of it.
+        sleep(Duration::from_millis(100 + 530 * (self.ended as u64 % 7)));
         let how = if self.ended % (KILLED + STOPPED) < KILLED {
             agent.kill()?;
             "killed"

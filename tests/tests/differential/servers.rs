@@ -163,13 +163,22 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
         spanwire_tests::differential::recorder::large_body(),
     )?;
     let own: Vec<String> = ["/small.txt?{}", "/missing?{}", "/r/{}"].map(str::to_owned).into();
+    let behind = recorder.address();
+    // Where nginx asks for the end of the connection it must not keep it: the recorder does not repeat the wish.
     let nginx = Site::new()
         .http("client_max_body_size 100m; sendfile on; tcp_nopush on;")
-        .http(&format!("upstream recorder {{ server {}; keepalive 8; }}", recorder.address()))
+        .http(&format!("upstream recorder {{ server {behind}; keepalive 8; }}"))
+        .http("proxy_read_timeout 5s; proxy_next_upstream off;")
         .location(&format!("root {};", root.display()))
-        .location("location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_read_timeout 5s; proxy_next_upstream off; }")
-        .location("location /s/chunked/ { proxy_pass http://recorder; proxy_http_version 1.0; proxy_buffering off; }")
-        .location("location /s/length/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_request_buffering off; }")
+        .location(
+            "location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; }",
+        )
+        .location(&format!(
+            "location /s/chunked/ {{ proxy_pass http://{behind}; proxy_http_version 1.0; proxy_buffering off; }}"
+        ))
+        .location(&format!(
+            "location /s/length/ {{ proxy_pass http://{behind}; proxy_http_version 1.1; proxy_request_buffering off; }}"
+        ))
         .returning()
         .start("nginx", place)?;
     // nginx takes an interim response for the response, and waits for the end of its body.
