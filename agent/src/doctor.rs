@@ -92,13 +92,14 @@ impl Node for ThisNode {
     }
 
     fn load_programs(&self) -> Result<String, String> {
-        use crate::sys::kernel::{Kernel, Options};
+        use crate::sys::kernel::{Kernel, Options, RewriteFault};
         let options = Options {
             ring_bytes: 64 << 10,
             connections: 1_024,
             port_selectors: false,
             deadline_ns: 0,
             count_costs: false,
+        rewrite_fault: RewriteFault::None,
         };
         KernelTypes::read()
             .and_then(|types| Kernel::load(&types, options))

@@ -1,0 +1,266 @@
+//! What is around the headers: steps that fail, a node on which the self-test fails, the ways in which rewriting ends, and ids
+//! that come back to clients through proxies.
+#![allow(clippy::unwrap_used, reason = "test")]
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use rustix::process::Signal;
+use serde_json::{json, Value};
+use spanwire_tests::agent::{Agent, Setup};
+use spanwire_tests::apps::nginx::Site;
+use spanwire_tests::apps::{haproxy, node, python, App, Calls};
+use spanwire_tests::cases::Cases;
+use spanwire_tests::http::Connection;
+use spanwire_tests::place::{free_port, program, workload, Place};
+use spanwire_tests::receiver::{Manner, Receiver};
+use spanwire_tests::service::{Launch, Target};
+use spanwire_tests::spans::Kind;
+
+/// A change takes effect within this.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// `tests/workloads/w3c_service.py`: asks whom it is told to, on a connection of its own each time.
+fn service(place: &Place) -> Result<App> {
+    let port = free_port()?;
+    let target = Target::loopback(port);
+    let service = Launch::new("caller", program("python3")?, place)
+        .arg(workload("w3c_service.py"))
+        .arg(port.to_string())
+        .start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
+}
+
+/// A service, and where it calls.
+struct Scene {
+    app: App,
+    receiver: Receiver,
+    _place: Place,
+}
+
+impl Scene {
+    fn new(name: &str) -> Result<Self> {
+        let place = Place::new(name)?;
+        Ok(Self {
+            app: service(&place)?,
+            receiver: Receiver::start(Manner::Accept)?,
+            _place: place,
+        })
+    }
+
+    fn setup(&self) -> Setup {
+        Setup::of_services(&[&self.app.service])
+    }
+
+    /// Has the service call once; the traceparents that arrived with the call, and its body.
+    fn call(&self, path: &str) -> Result<Vec<String>> {
+        let before = self.receiver.received().len();
+        let body = json!([{"url": format!("{}{path}", self.receiver.url()), "arguments": {"n": 7}}]).to_string();
+        let response = Connection::open(&self.app.target)?.request("POST", path, &[], body.as_bytes())?;
+        ensure!(response.status == 200, "status {}: {}", response.status, response.text());
+        let arrived = self.receiver.received();
+        let request = arrived.get(before).context("the call has not arrived")?;
+        ensure!(arrived.len() == before + 1, "{} calls for one", arrived.len() - before);
+        let sent: Value = serde_json::from_slice(&request.body).context("the call's body")?;
+        ensure!(sent == json!({"n": 7}), "the call's body is {sent}");
+        let lines = request.head.lines().filter(|line| line.starts_with("traceparent: "));
+        Ok(lines.map(str::to_owned).collect())
+    }
+
+    /// Until a call arrives with so many traceparents: how long that took.
+    fn until(&self, path: &str, headers: usize) -> Result<Duration> {
+        let start = Instant::now();
+        while self.call(path)?.len() != headers {
+            ensure!(start.elapsed() < 5 * WITHIN, "no call with {headers} traceparents");
+        }
+        Ok(start.elapsed())
+    }
+
+    /// A first call, and time for the process to be known.
+    fn warm(&self, agent: &Agent) -> Result<()> {
+        self.call("/warm")?;
+        let spans = agent.spans_when(|spans| !spans.is_empty())?;
+        ensure!(!spans.is_empty(), "no span of the first call; the agent's log:\n{}", agent.log());
+        Ok(())
+    }
+}
+
+fn rewriting(agent: &Agent) -> Result<Value> {
+    Ok(agent.get_json("/api/status")?["rewriting"].clone())
+}
+
+#[test]
+fn a_step_that_fails_leaves_the_request_as_it_was() {
+    let mut cases = Cases::new("rewriting: steps that fail");
+    // Where the place for the text cannot be taken away again, the text goes into it.
+    for (step, headers) in [
+        ("enrol", 0),
+        ("push", 0),
+        ("linearise", 0),
+        ("write", 0),
+        ("pop", 1),
+        ("linearise_and_pop", 1),
+        ("", 1),
+    ] {
+        cases.run(if step.is_empty() { "none" } else { step }, || {
+            let scene = Scene::new("rewriting")?;
+            let agent = Agent::start(&scene.setup().env("SPANWIRE_REWRITE_FAULT", step))?;
+            scene.warm(&agent)?;
+            for number in 0..5 {
+                let found = scene.call(&format!("/{number}"))?;
+                ensure!(found.len() == headers, "call {number}: {found:?}");
+                ensure!(
+                    found.iter().all(|line| line.len() == "traceparent: ".len() + 55),
+                    "call {number}: {found:?}"
+                );
+            }
+            let metrics = agent.drained()?;
+            let failed = metrics.sum("spanwire_injections_total", &[("result", "failed")]);
+            let refused = metrics.sum("spanwire_kernel_notes_total", &[("reason", "enrol_failed")]);
+            ensure!(step.is_empty() || failed + refused >= 5, "{failed} failures, {refused} refused");
+            Ok(format!("{headers} headers in each of 5 calls, {failed} failures counted, {refused} not enrolled"))
+        });
+    }
+    cases.finish();
+}
+
+#[test]
+fn what_the_self_test_does_not_allow_is_not_done() {
+    let mut cases = Cases::new("rewriting: narrowed");
+    for (row, headers, reason) in [("insertion", 0, "insertion"), ("removal", 0, "removal"), ("splice", 1, "splice")] {
+        cases.run(row, || {
+            let scene = Scene::new("rewriting")?;
+            let agent = Agent::start(&scene.setup().env("SPANWIRE_SELFTEST_FAULTY", row))?;
+            scene.warm(&agent)?;
+            let found = scene.call("/one")?;
+            ensure!(found.len() == headers, "{found:?}");
+            let status = rewriting(&agent)?;
+            ensure!(status["on"] == json!(headers == 1), "{status}");
+            ensure!(status["reasons"].to_string().contains(reason), "{status}");
+            Ok(format!("{headers} headers, and the reason named"))
+        });
+    }
+    cases.finish();
+}
+
+#[test]
+fn it_ends_when_it_is_told_to_and_by_itself() {
+    let mut cases = Cases::new("rewriting: its end");
+    let scene = Scene::new("rewriting").unwrap();
+    let mut agent = Agent::start(&scene.setup()).unwrap();
+    scene.warm(&agent).unwrap();
+    cases.run("signals", || {
+        ensure!(scene.call("/on")?.len() == 1, "no header before");
+        agent.service().signal(Signal::USR1)?;
+        let off = scene.until("/off", 0)?;
+        ensure!(off < WITHIN, "ended after {off:?}");
+        ensure!(rewriting(&agent)?["on"] == json!(false) || off < WITHIN, "status");
+        agent.service().signal(Signal::USR2)?;
+        let on = scene.until("/again", 1)?;
+        Ok(format!("ended {off:?} after the signal, begun again {on:?} after the other"))
+    });
+    drop(agent);
+    cases.run("by itself", || {
+        let agent = Agent::start(&scene.setup().env("SPANWIRE_REWRITE_FAULT", "push"))?;
+        for number in 0..40 {
+            ensure!(scene.call(&format!("/f{number}"))?.is_empty(), "a header");
+        }
+        let start = Instant::now();
+        while rewriting(&agent)?["on"] != json!(false) {
+            ensure!(start.elapsed() < 5 * WITHIN, "still on: {}", rewriting(&agent)?);
+            sleep(WITHIN / 10);
+        }
+        let status = rewriting(&agent)?;
+        ensure!(status["reasons"].to_string().contains("could not be rewritten"), "{status}");
+        Ok(format!("ended: {}", status["reasons"]))
+    });
+    cases.finish();
+}
+
+/// Asks many times, beside each other; the trace ids that came back, and how many answers there were.
+fn ids_returned(target: &Target, prefix: &str, requests: usize, concurrency: usize) -> Result<(BTreeSet<String>, usize)> {
+    let ids = Mutex::new((BTreeSet::new(), 0));
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for client in 0..concurrency {
+            let (ids, failure) = (&ids, &failure);
+            scope.spawn(move || {
+                let ask = || -> Result<()> {
+                    let mut connection = Connection::open(target)?;
+                    for number in 0..requests / concurrency {
+                        let response = connection.get(&format!("/r/{prefix}c{client}n{number}"))?;
+                        ensure!(response.status == 200, "status {}", response.status);
+                        let mut ids = ids.lock().unwrap();
+                        ids.1 += 1;
+                        if let Some(value) = response.header("server-timing") {
+                            let id = value.strip_prefix("traceparent;desc=\"00-").and_then(|rest| rest.get(..32));
+                            ids.0.insert(id.context(value.to_owned())?.to_owned());
+                        }
+                    }
+                    Ok(())
+                };
+                if let Err(error) = ask() {
+                    *failure.lock().unwrap() = Some(error);
+                }
+            });
+        }
+    });
+    match failure.into_inner().unwrap() {
+        Some(error) => Err(error),
+        None => Ok(ids.into_inner().unwrap()),
+    }
+}
+
+/// Requests at 128 connections, and the share of the answers that has to bear an id.
+const REQUESTS: usize = 1_280;
+const CONCURRENCY: usize = 128;
+const SHARE: f64 = 0.95;
+
+/// Every id that came back has to resolve to a trace with at least these kinds of spans.
+fn check_ids(agent: &Agent, ids: &BTreeSet<String>, answers: usize, kinds: &[Kind]) -> Result<String> {
+    ensure!(ids.len() as f64 >= SHARE * answers as f64, "{} ids in {answers} answers", ids.len());
+    agent.drained()?;
+    sleep(WITHIN);
+    for id in ids {
+        let spans = agent.trace(id)?;
+        let mut found: Vec<Kind> = spans.iter().map(|span| span.kind).collect();
+        for kind in kinds {
+            let at = found.iter().position(|found| found == kind);
+            ensure!(at.is_some(), "{id}: {kind:?} is missing in {spans:#?}");
+            found.swap_remove(at.unwrap_or_default());
+        }
+    }
+    Ok(format!("{} ids in {answers} answers, each resolves to its tree", ids.len()))
+}
+
+#[test]
+fn an_id_that_comes_back_through_a_proxy_resolves() {
+    let mut cases = Cases::new("rewriting: ids that come back");
+    let place = Place::new("returned").unwrap();
+    let aiohttp = python::aiohttp("aiohttp", &place, &Calls::none()).unwrap();
+    let node = node::node("node", &place, &Calls::none()).unwrap();
+    let before_aiohttp = Site::new().proxying("a", &[&aiohttp.target]).start("nginx-a", &place).unwrap();
+    let before_node = haproxy::haproxy("haproxy-n", &place, "n", &node.target).unwrap();
+    let apps = [&aiohttp, &node, &before_aiohttp, &before_node];
+    let services: Vec<_> = apps.iter().map(|app| &app.service).collect();
+    let agent = Agent::start(&Setup::of_services(&services)).unwrap();
+    for (name, target, kinds) in [
+        ("aiohttp", &aiohttp.target, &[Kind::Server][..]),
+        ("Node", &node.target, &[Kind::Server][..]),
+        ("nginx before aiohttp", &before_aiohttp.target, &[Kind::Server, Kind::Client, Kind::Server][..]),
+        // HAProxy's own server span stands apart: nothing names the request that its call was for.
+        ("HAProxy before Node", &before_node.target, &[Kind::Client, Kind::Server][..]),
+    ] {
+        cases.run(name, || {
+            // Whether a process's sockets block shows when it reads its first request.
+            ids_returned(target, "w", 1, 1)?;
+            sleep(WITHIN);
+            let (ids, answers) = ids_returned(target, name.get(..1).unwrap_or("x"), REQUESTS, CONCURRENCY)?;
+            check_ids(&agent, &ids, answers, kinds)
+        });
+    }
+    cases.finish();
+}
