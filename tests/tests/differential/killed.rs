@@ -15,7 +15,7 @@ use crate::rewriting;
 
 /// Connections at a time, of each of two clients.
 const CALLERS: usize = 500;
-/// Exchanges of a load; the next begins as long as an agent is still to be killed.
+/// Exchanges of a load, played again as long as an agent is still to be killed.
 const LOAD: u32 = 20_000;
 /// Agents killed in the middle of the load, and agents asked to end.
 const KILLED: usize = 5;
@@ -39,15 +39,14 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
     let mut differences = Vec::new();
     let mut covered = Coverage::default();
     let mut exchanges = 0;
+    let off = Playing::start(place, seed, (0, LOAD), "off", CALLERS)?.finish()?;
+    differences.extend(off.faults());
     while lives.ended < KILLED + STOPPED {
-        let numbers = (exchanges, exchanges + LOAD);
-        let off = Playing::start(place, seed, numbers, "off", CALLERS)?.finish()?;
-        let mut playing = Playing::start(place, seed, numbers, "on", CALLERS)?;
+        let mut playing = Playing::start(place, seed, (0, LOAD), "on", CALLERS)?;
         while playing.goes_on()? {
             lives.one_more(&before)?;
         }
         let on = playing.finish()?;
-        differences.extend(off.faults());
         differences.extend(off.differences(&on));
         let row = on.coverage(|_| String::new()).remove("").unwrap_or_default();
         covered.with += row.with;
