@@ -52,15 +52,15 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
         covered.with += row.with;
         exchanges += LOAD;
     }
+    for line in &lives.evidence {
+        say(line);
+    }
     print_by_kind(&differences);
     ensure!(differences.is_empty(), "{} differences, see above", differences.len());
     ensure!(
         covered.with > 0,
         "no agent lived long enough to add a header: nothing was shown"
     );
-    for line in &lives.evidence {
-        say(line);
-    }
     Ok(format!(
         "{exchanges} exchanges over {} connections at a time, {} agents killed or stopped meanwhile, {} connections with \
          an added header, 0 differences",
@@ -76,6 +76,8 @@ impl Lives {
         let mut agent = Agent::start(&rewriting())?;
         // Another instant each time; some before it has got to rewriting, most in the middle of it.
         sleep(Duration::from_millis(100 + 530 * (self.ended as u64 % 7)));
+        let status = agent.get_json("/api/status")?;
+        let rewriting = status.get("rewriting").map_or_else(String::new, ToString::to_string);
         let how = if self.ended % (KILLED + STOPPED) < KILLED {
             agent.kill()?;
             "killed"
@@ -89,8 +91,10 @@ impl Lives {
         };
         let gone = Inventory::wait_gone_since(before, FREE_LIMIT)?;
         self.ended += 1;
-        self.evidence
-            .push(format!("agent {} {how}, kernel clean after {gone:?}", self.ended));
+        self.evidence.push(format!(
+            "agent {} {how}, kernel clean after {gone:?}; rewriting: {rewriting}",
+            self.ended
+        ));
         Ok(())
     }
 }
