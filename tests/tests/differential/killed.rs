@@ -16,7 +16,9 @@ use crate::rewriting;
 /// Connections at a time, of each of two clients.
 const CALLERS: usize = 500;
 /// Exchanges of a load, played again as long as an agent is still to be killed.
-const LOAD: u32 = 20_000;
+const LOAD: u32 = 60_000;
+/// Loads, at most.
+const LOADS: u32 = 8;
 /// Agents killed in the middle of the load, and agents asked to end.
 const KILLED: usize = 5;
 const STOPPED: usize = 2;
@@ -41,10 +43,10 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
     let mut exchanges = 0;
     let off = Playing::start(place, seed, (0, LOAD), "off", CALLERS)?.finish()?;
     differences.extend(off.faults());
-    while lives.ended < KILLED + STOPPED {
+    while lives.ended < KILLED + STOPPED && exchanges < LOADS * LOAD {
         let mut playing = Playing::start(place, seed, (0, LOAD), "on", CALLERS)?;
         while playing.goes_on()? {
-            lives.one_more(&before)?;
+            lives.one_more(&before, &mut playing)?;
         }
         let on = playing.finish()?;
         differences.extend(off.differences(&on));
@@ -57,6 +59,11 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
     }
     print_by_kind(&differences);
     ensure!(differences.is_empty(), "{} differences, see above", differences.len());
+    ensure!(
+        lives.ended >= KILLED + STOPPED,
+        "only {} agents ended in the middle of a load",
+        lives.ended
+    );
     ensure!(
         covered.with > 0,
         "no agent lived long enough to add a header: nothing was shown"
@@ -71,13 +78,15 @@ pub(crate) fn in_the_middle(place: &Place) -> Result<String> {
 }
 
 impl Lives {
-    /// One agent, from its start to its end, and what it leaves in the kernel.
-    fn one_more(&mut self, before: &Inventory) -> Result<()> {
+    /// One agent, from its start to its end, and what it leaves in the kernel. It counts if the load outlives it.
+    fn one_more(&mut self, before: &Inventory, playing: &mut Playing) -> Result<()> {
         let mut agent = Agent::start(&rewriting())?;
         // Another instant each time; some before it has got to rewriting, most in the middle of it.
         sleep(Duration::from_millis(100 + 530 * (self.ended as u64 % 7)));
         let status = agent.get_json("/api/status")?;
-        let rewriting = status.get("rewriting").map_or_else(String::new, ToString::to_string);
+        let rewriting = status
+            .pointer("/rewriting/injections")
+            .map_or_else(String::new, ToString::to_string);
         let how = if self.ended % (KILLED + STOPPED) < KILLED {
             agent.kill()?;
             "killed"
@@ -90,6 +99,9 @@ impl Lives {
             "stopped"
         };
         let gone = Inventory::wait_gone_since(before, FREE_LIMIT)?;
+        if !playing.goes_on()? {
+            return Ok(());
+        }
         self.ended += 1;
         self.evidence.push(format!(
             "agent {} {how}, kernel clean after {gone:?}; rewriting: {rewriting}",
