@@ -526,7 +526,7 @@ def main():
     version, state = sys.argv[1:3]
     only = sys.argv[3] if len(sys.argv) > 3 else ""
     # Time for whoever watches to find out what this process is.
-    time.sleep(1.5)
+    time.sleep(3)
     for end in ("client", "server"):
         for name, probe in PROBES:
             if only not in name:

@@ -1,7 +1,8 @@
 //! Plays one side of many generated exchanges, in a process of its own that an agent can trace like any other.
 //!
 //! `spanwire-exchanges serve MODE SEED PORT THREADS FILE NAMES`
-//! `spanwire-exchanges call MODE SEED FROM TO STEP THREADS FILE NAMES PORT...`: numbers FROM, FROM + STEP, ... below TO
+//! `spanwire-exchanges call MODE SEED FROM TO STEP THREADS FILE NAMES PORT...`: numbers FROM, FROM + STEP, ... below TO;
+//! the second half of the ports is for exchanges in which the server speaks first
 //!
 //! Every exchange is one line of FILE.
 
@@ -91,8 +92,8 @@ impl Numbers {
 }
 
 fn call(work: &Work, numbers: &Numbers, threads: usize, ports: &[u16]) -> Result<()> {
-    if ports.is_empty() {
-        bail!("no port to call");
+    if ports.is_empty() || !ports.len().is_multiple_of(2) {
+        bail!("as many ports for servers that speak first as for others");
     }
     let slots: Vec<Slot> = (0..threads).map(|_| Slot::default()).collect();
     std::thread::scope(|scope| {
@@ -110,9 +111,12 @@ fn call(work: &Work, numbers: &Numbers, threads: usize, ports: &[u16]) -> Result
 fn call_all(work: &Work, numbers: &Numbers, ports: &[u16], slot: &Slot) {
     while let Some(number) = numbers.take() {
         let exchange = generate(work.seed, number);
-        // The numbers of this process differ by the step; what is left over by that chooses the server.
-        let port = ports
-            .get((number / numbers.step) as usize % ports.len())
+        // A server that speaks first has a port of its own, as it would have. The numbers of this process differ by the
+        // step; what is left over by that chooses among the servers of a kind.
+        let (usual, first) = ports.split_at(ports.len() / 2);
+        let kind = if exchange.server_speaks_first() { first } else { usual };
+        let port = kind
+            .get((number / numbers.step) as usize % kind.len().max(1))
             .copied()
             .unwrap_or_default();
         let server = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);

@@ -92,6 +92,12 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// Whether the client's first bytes answer the server's.
+    pub fn server_speaks_first(&self) -> bool {
+        let first = self.steps.iter().find(|step| matches!(step, Step::Say { .. }));
+        matches!(first, Some(Step::Say { from: Side::Server, .. }))
+    }
+
     /// What `side` sends.
     pub fn stream(&self, side: Side) -> &Stream {
         match side {

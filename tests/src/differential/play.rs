@@ -135,10 +135,13 @@ impl Player<'_> {
                     }
                 }
                 Step::Close(side) => {
-                    if *side != self.side && !self.half_closed[*side as usize] {
+                    if *side == self.side {
+                        self.options(stream, &self.exchange.options);
+                    } else if !self.half_closed[*side as usize] {
+                        // Behind the end an error may come: where a node has too many connections in TIME_WAIT, the
+                        // kernel forgets at once one that was closed, and answers with a reset.
                         self.end_of_stream(stream)?;
                     }
-                    self.options(stream, &self.exchange.options);
                 }
             }
         }

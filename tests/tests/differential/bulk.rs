@@ -188,7 +188,7 @@ fn play(place: &Place, seed: u64, numbers: (u32, u32), name: &str) -> Result<Run
     Playing::start(place, seed, numbers, name, CALLERS)?.finish()
 }
 
-/// A run under way: two servers, two clients, each of another mode.
+/// A run under way: two clients, two servers, and two that speak first; of each kind one in either mode.
 pub(crate) struct Playing {
     clients: Vec<Service>,
     // They end when they are dropped, after the clients.
@@ -210,11 +210,11 @@ impl Playing {
         let threads = (2 * callers + 4).to_string();
         let mut servers = Vec::new();
         let mut ports = Vec::new();
-        for mode in MODES {
+        for (who, mode) in ["usual", "first"].iter().flat_map(|who| MODES.map(|mode| (who, mode))) {
             let port = free_port()?;
-            let launch = exchanges(&format!("serve-{mode}"), SERVER, place)?
+            let launch = exchanges(&format!("serve-{who}-{mode}"), SERVER, place)?
                 .args(["serve", mode, &seed.to_string(), &port.to_string(), &threads])
-                .arg(file(&format!("server-{mode}")))
+                .arg(file(&format!("server-{who}-{mode}")))
                 .arg(REQUEST_NAMES);
             servers.push(launch.start(&[Target::loopback(port)])?);
             ports.push(port.to_string());

@@ -47,6 +47,28 @@ struct Seen {
     requests: Connections,
 }
 
+impl Seen {
+    /// What the other run saw otherwise, what was added to how many responses, and to how many requests.
+    fn differences(&self, with: &Self) -> (Vec<String>, (Added, usize), (Added, usize)) {
+        let (mut found, back, responses) = compare(
+            &self.responses,
+            &with.responses,
+            &names(RESPONSE_NAMES),
+            Compare::Payload,
+            false,
+        );
+        let (more, out, requests) = compare(
+            &self.requests,
+            &with.requests,
+            &names(REQUEST_NAMES),
+            Compare::Payload,
+            true,
+        );
+        found.extend(more);
+        (found, (back, responses), (out, requests))
+    }
+}
+
 /// All servers without the agent, then with one that sees everything, then with one that does not see the client.
 pub(crate) fn compared(place: &Place) -> Result<String> {
     let recorder = Recorder::start()?;
@@ -55,12 +77,20 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
         .iter()
         .map(|server| drive(server, &recorder))
         .collect::<Result<Vec<_>>>()?;
+    let mut faults = Vec::new();
+    for (server, off) in servers.iter().zip(&off) {
+        let found = off.differences(&drive(server, &recorder)?).0;
+        faults.extend(
+            found
+                .into_iter()
+                .map(|text| format!("{}, twice without the agent: {text}", server.name)),
+        );
+    }
     let services: Vec<_> = servers
         .iter()
         .map(|server| json!({"pid": server.app.service.pid()}))
         .collect();
     let unseen_client = rewriting_of(&services);
-    let mut faults = Vec::new();
     let mut total = [Added::default(), Added::default()];
     let mut messages = 0;
     for (setup, whose) in [
@@ -70,21 +100,7 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
         let agent = Agent::start(&setup)?;
         for (server, off) in servers.iter().zip(&off) {
             let on = drive(server, &recorder)?;
-            let (mut found, back, responses) = compare(
-                &off.responses,
-                &on.responses,
-                &names(RESPONSE_NAMES),
-                Compare::Payload,
-                false,
-            );
-            let (more, out, requests) = compare(
-                &off.requests,
-                &on.requests,
-                &names(REQUEST_NAMES),
-                Compare::Payload,
-                true,
-            );
-            found.extend(more);
+            let (found, (back, responses), (out, requests)) = off.differences(&on);
             say(&format!(
                 "{}, {whose}: {responses} responses, {} with an added header; {requests} requests behind it, {} with an \
                  added header, {} corrected; {} differences",
@@ -147,13 +163,22 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
         spanwire_tests::differential::recorder::large_body(),
     )?;
     let own: Vec<String> = ["/small.txt?{}", "/missing?{}", "/r/{}"].map(str::to_owned).into();
+    let behind = recorder.address();
+    // Where nginx asks for the end of the connection it must not keep it: the recorder does not repeat the wish.
     let nginx = Site::new()
         .http("client_max_body_size 100m; sendfile on; tcp_nopush on;")
-        .http(&format!("upstream recorder {{ server {}; keepalive 8; }}", recorder.address()))
+        .http(&format!("upstream recorder {{ server {behind}; keepalive 8; }}"))
+        .http("proxy_read_timeout 5s; proxy_next_upstream off;")
         .location(&format!("root {};", root.display()))
-        .location("location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_read_timeout 5s; }")
-        .location("location /s/chunked/ { proxy_pass http://recorder; proxy_http_version 1.0; proxy_buffering off; }")
-        .location("location /s/length/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_request_buffering off; }")
+        .location(
+            "location /s/ { proxy_pass http://recorder; proxy_http_version 1.1; proxy_set_header Connection \"\"; }",
+        )
+        .location(&format!(
+            "location /s/chunked/ {{ proxy_pass http://{behind}; proxy_http_version 1.0; proxy_buffering off; }}"
+        ))
+        .location(&format!(
+            "location /s/length/ {{ proxy_pass http://{behind}; proxy_http_version 1.1; proxy_request_buffering off; }}"
+        ))
         .returning()
         .start("nginx", place)?;
     // nginx takes an interim response for the response, and waits for the end of its body.
@@ -256,7 +281,8 @@ fn request(server: &Server, id: &str, rng: &mut StdRng) -> Request {
     let path = path.replace("{}", id);
     let large = path.contains("large");
     let method = match rng.random_range(0..8) {
-        0 if !large => "HEAD",
+        // Behind a response without a body a proxy may keep a connection that the recorder is about to end.
+        0 if !large && !path.starts_with("/s/cut") && !path.starts_with("/s/reset") => "HEAD",
         1..=3 if path.starts_with("/s/") => "POST",
         _ => "GET",
     };
