@@ -17,6 +17,15 @@ const RUNS: usize = 2;
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
 const STATES: [&str; 3] = ["fresh", "waiting", "answered"];
 
+/// What is known to differ, and told in docs/rewriting.md: a thread that waits in `recv` on a blocking socket on which nothing has
+/// been sent yet gets EAGAIN where a signal, or its own process, wakes it. No HTTP client receives before it sends. A difference of
+/// any other probe, and of these in any other state, is a fault.
+const KNOWN: [&str; 3] = [
+    "fresh client own_shutdown_while_blocked",
+    "fresh client signal_interrupts",
+    "fresh client signal_restarts",
+];
+
 /// What each probe said, in all runs, and how many messages carried an added header.
 #[derive(Default)]
 struct Said {
@@ -36,11 +45,15 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     let on = probe(place)?;
     drop(agent);
     let nothing = BTreeSet::new();
-    let mut differences = 0;
+    let (mut differences, mut known) = (0, 0);
     for (name, said) in &off.probes {
         let other = on.probes.get(name).unwrap_or(&nothing);
         if other.is_empty() || !other.is_subset(said) {
-            differences += 1;
+            if KNOWN.iter().any(|tail| name.ends_with(tail)) {
+                known += 1;
+            } else {
+                differences += 1;
+            }
             say(&format!("{name}\n  off: {said:?}\n   on: {other:?}"));
         }
     }
@@ -49,7 +62,7 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     ensure!(differences == 0, "{differences} of {count} probes differ; {coverage}");
     ensure!(requests > 0, "no request carried an added header: nothing was shown");
     Ok(format!(
-        "{count} probes, {RUNS} times each way, 0 differences; {coverage}"
+        "{count} probes, {RUNS} times each way, 0 differences but {known} that are known; {coverage}"
     ))
 }
 
