@@ -71,6 +71,18 @@ trace=$(curl -s "http://$api/api/traces?limit=10" | tr ',{' '\n\n' | sed -n 's/.
 "$agent" trace "$trace" --api "http://$api" >"$place/tree" || fail "no trace $trace"
 cat "$place/tree"
 grep -q 'GET /hello.txt' "$place/tree" || fail "the first request is not in its trace"
+# A process that is known by now asks on a new connection each time: its requests leave with a trace context.
+python3 - <<'END' >"$place/client.log" 2>&1 &
+import time, urllib.request
+for _ in range(200):
+    urllib.request.urlopen("http://127.0.0.1:8099/hello.txt").read()
+    time.sleep(0.2)
+END
+pids="$pids $!"
+injected() { curl -s "http://$api/metrics" | grep -q '^spanwire_injections_total{result="ok"} [1-9]'; }
+wait_for "request with a trace context: $(curl -s "http://$api/readyz")" injected
+curl -s "http://$api/metrics" | grep -E '^spanwire_injections_total'
+
 curl -s "http://$api/metrics" | grep -E '^spanwire_(opaque|kernel_dropped|dropped|hook)[a-z_]*\{' | grep -v ' 0$' || true
 
 kill -TERM "$agent_pid"
