@@ -10,7 +10,7 @@ use spanwire_tests::agent::Agent;
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::record::{Record, Run};
 use spanwire_tests::differential::socket::NUMBERS;
-use spanwire_tests::place::{free_port, Place};
+use spanwire_tests::place::{free_port, program, Place};
 use spanwire_tests::service::{Launch, Service, Target};
 
 use crate::{rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
@@ -289,10 +289,11 @@ fn read(files: &[PathBuf], lines: usize) -> Result<Run> {
 }
 
 /// A copy of the program under a name of its own, which selectors can tell from the other.
-fn exchanges(name: &str, program: &str, place: &Place) -> Result<Launch> {
-    let copy = place.join(program);
+fn exchanges(name: &str, known_as: &str, place: &Place) -> Result<Launch> {
+    let copy = place.join(known_as);
     if !copy.exists() {
         std::fs::copy(env!("CARGO_BIN_EXE_spanwire-exchanges"), &copy)?;
     }
-    Ok(Launch::new(name, copy, place))
+    // The agent has to get its share of the processor beside a thousand threads.
+    Ok(Launch::new(name, program("nice")?, place).args(["-n", "15"]).arg(copy))
 }
