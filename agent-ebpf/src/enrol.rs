@@ -14,8 +14,8 @@ use crate::count::count;
 use crate::maps::{ServerKey, DESTINATIONS, ENROLLED, INGRESS, LEFT_ALONE, PORTS, PROCESSES, SETTINGS, SPARED_PORTS};
 use crate::message::{fails, fault};
 use crate::state::{
-    Call, SockState, ASKS_TO_LEAVE, ASKS_TO_STAY, REWRITE_ENROLLED, REWRITE_NEVER, REWRITE_PERSISTENT, REWRITE_RETURNS,
-    REWRITE_WANTED,
+    Call, SockState, ASKS_TO_LEAVE, ASKS_TO_STAY, REWRITE_ENROLLED, REWRITE_LEFT_ALONE, REWRITE_NEVER,
+    REWRITE_PERSISTENT, REWRITE_RETURNS, REWRITE_WANTED,
 };
 
 /// Callbacks that an enrolled socket gets: before each segment that it sends, and for each that it receives.
@@ -27,11 +27,13 @@ pub fn wanted(call: &Call, settings: &Settings) -> u8 {
     let may = settings.flags & setting::REWRITE != 0 && call.process_flags & process_flag::REWRITES != 0;
     if !may
         || !is_asked(call, settings)
-        || is_left_alone(call)
         || SPARED_PORTS.get_ptr(&u32::from(call.remote_port)).is_some()
         || !is_destination(call)
     {
         return 0;
+    }
+    if is_left_alone(call) {
+        return REWRITE_LEFT_ALONE;
     }
     if call.process_flags & process_flag::REWRITES_ALL != 0 {
         REWRITE_WANTED | REWRITE_PERSISTENT
@@ -70,6 +72,18 @@ fn is_left_alone(call: &Call) -> bool {
         port: u64::from(call.remote_port),
     };
     LEFT_ALONE.get_ptr(&key).is_some()
+}
+
+/// A request to such a server after all: it speaks HTTP, and had answered a connection on which nothing came (408).
+///
+/// verifier: as [`leave_alone`].
+#[inline(never)]
+pub fn speaks_http(call: &Call) {
+    let key = ServerKey {
+        address: call.remote_addr,
+        port: u64::from(call.remote_port),
+    };
+    let _ = LEFT_ALONE.remove(&key);
 }
 
 /// `propagate.include` and `propagate.exclude` (as `exchange::admit` does for those of `capture`).

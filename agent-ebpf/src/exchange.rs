@@ -14,7 +14,7 @@ use crate::global::global;
 use crate::maps::{blank_exchange, PipelineKey, GENERATORS, PORTS, PROCESSES, SETTINGS, TEXTS, TRACESTATES, TRUSTED};
 use crate::state::{
     Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE,
-    EX_TOLD, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
+    EX_TOLD, REWRITE_LEFT_ALONE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
 use crate::{emit, enrol, ids, rewrite, unit, wire};
 
@@ -320,6 +320,10 @@ global! {
             ensure_trace(exchange, call.slot);
             opens(exchange, call);
         } else {
+            if state.rewrite & REWRITE_LEFT_ALONE != 0 {
+                state.rewrite = 0;
+                enrol::speaks_http(call);
+            }
             let prepared = state.asks & ASKS_PREPARED != 0;
             state.asks &= !ASKS_PREPARED;
             if !(prepared && rewrite::take(exchange, state.cookie)) {

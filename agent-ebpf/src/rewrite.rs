@@ -82,13 +82,18 @@ pub fn on_message(message: Message) {
     let returns = known.rewrite & REWRITE_RETURNS != 0;
     let switch = if returns { setting::RETURN } else { setting::REWRITE };
     let off = settings.flags & switch == 0 || returns != (known.role == ROLE_SERVER);
-    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 || sk.is_zero_copy() {
+    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 {
         known.asks |= ASKS_TO_LEAVE;
         return;
     }
     if message.size() > message.visible() && message.size() <= ONE_ELEMENT {
         // What cannot be made one element goes as it is.
         message.pull(message.size());
+    }
+    if sk.is_zero_copy() {
+        // Made one element all the same: as many completions as sends, this time.
+        known.asks |= ASKS_TO_LEAVE;
+        return;
     }
     let stays = known.rewrite & REWRITE_PERSISTENT != 0 && !sk.is_blocking();
     if framing(known, TX).phase > phase::HEADERS {

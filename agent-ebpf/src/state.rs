@@ -43,6 +43,9 @@ pub const REWRITE_NEVER: u8 = 8;
 /// Accepted: it is its responses that are looked at.
 pub const REWRITE_RETURNS: u8 = 16;
 
+/// It would be wanted, and its server has spoken first before.
+pub const REWRITE_LEFT_ALONE: u8 = 32;
+
 /// Bits of [`SockState::asks`]: to be removed as soon as may be.
 pub const ASKS_TO_LEAVE: u8 = 1;
 /// The request that is being sent has its context in PREPARED.
