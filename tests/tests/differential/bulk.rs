@@ -239,16 +239,6 @@ impl Playing {
         })
     }
 
-    /// Whether a client is still at work.
-    pub(crate) fn goes_on(&mut self) -> Result<bool> {
-        for client in &mut self.clients {
-            if client.ended()?.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// Waits for the end, and reads what everybody saw.
     pub(crate) fn finish(mut self) -> Result<Run> {
         for client in &mut self.clients {

@@ -4,7 +4,6 @@
 
 mod bulk;
 mod clients;
-mod killed;
 mod probe;
 mod servers;
 
@@ -63,13 +62,5 @@ fn servers_and_proxies_answer_and_forward_the_same() {
     let place = Place::new("servers").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("servers and proxies", || servers::compared(&place));
-    cases.finish();
-}
-
-#[test]
-fn an_agent_killed_in_the_middle_changes_nothing() {
-    let place = Place::new("killed").unwrap();
-    let mut cases = Cases::new("differential");
-    cases.run("killed in the middle", || killed::in_the_middle(&place));
     cases.finish();
 }

@@ -32,7 +32,9 @@ for (const line of fs.readFileSync(list, "ascii").trim().split("\n")) {
     const [status, bytes] = await request(method, path, body);
     console.log(path, status, bytes.length, crypto.createHash("md5").update(bytes).digest("hex"));
   } catch (error) {
-    console.log(path, error.name, error.code ?? error.cause?.code ?? error.message);
+    // undici names a reset by where it met it: in a read, or between two.
+    const code = error.code ?? error.cause?.code ?? error.message;
+    console.log(path, error.name, code === 'UND_ERR_SOCKET' ? 'ECONNRESET' : code);
   }
 }
 agent.destroy();
