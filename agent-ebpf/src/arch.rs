@@ -156,6 +156,19 @@ fn current_call() -> u64 {
     Registers::current().map_or(u64::MAX, Registers::number)
 }
 
+/// The current task, a 64-bit one, is in a call that sends from memory of its own: not io_uring, sendfile or splice.
+#[inline(always)]
+pub fn sends_from_user_memory() -> bool {
+    let Some(registers) = Registers::current() else {
+        return false;
+    };
+    let is_sending = matches!(
+        registers.number(),
+        nr::WRITE | nr::WRITEV | nr::PWRITEV2 | nr::SENDTO | nr::SENDMSG | nr::SENDMMSG
+    );
+    is_sending && registers.code_segment() == USER_CS_64
+}
+
 /// The current task is in close(2).
 #[inline(always)]
 pub fn in_close() -> bool {

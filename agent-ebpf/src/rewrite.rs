@@ -35,7 +35,7 @@ use crate::state::{
     NOWHERE, REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE,
     SOCK_OPAQUE, TX,
 };
-use crate::{access, response};
+use crate::{access, arch, response};
 
 /// A longer head is left alone: servers answer 431 to heads over 8 KiB (nginx, Apache, Tomcat).
 const HEAD_BYTES: u32 = 7_680;
@@ -202,7 +202,8 @@ fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
     // SAFETY: a whole object, an element of an array.
     let (call, settings) = unsafe { (&mut (*scratch).call, &*settings) };
     identify(sk, call, sk.family(), TX);
-    admit(call, settings) && call.process_flags & process_flag::REWRITES != 0
+    // What the send's own hook will not be able to read is no span, and must not be told of to anybody.
+    arch::sends_from_user_memory() && admit(call, settings) && call.process_flags & process_flag::REWRITES != 0
 }
 
 /// Makes the copy, and has the message's first bytes in view. False if that cannot be done.

@@ -35,13 +35,12 @@ impl Assembler {
         if record.ordinal == 0 || has(&record, flag::LATE_JOIN) {
             self.seen.bound(&record);
         }
-        let adopted = flag::ADOPTED_HEADER | flag::ADOPTED_CAUSE | flag::ADOPTED_WIRE;
-        for (is_known, known) in [
-            (has(&record, flag::ADOPTED_HEADER), Known::Adopted),
-            (has(&record, flag::INJECTED) && !has(&record, adopted), Known::Injected),
-            (has(&record, flag::RETURNED) && !has(&record, adopted), Known::Returned),
+        for (flags, known) in [
+            (flag::ADOPTED_HEADER, Known::Adopted),
+            (flag::INJECTED, Known::Injected),
+            (flag::RETURNED, Known::Returned),
         ] {
-            if is_known {
+            if has(&record, flags) {
                 self.union.note(TraceId(record.trace_id), known);
             }
         }

@@ -3,7 +3,7 @@
 //! A fragment is what one trace id was made for: the exchange that found no context at its start, and all it caused. The
 //! union is fed with evidence about such a first exchange only: its parent became known, so its fragment belongs to
 //! the parent's trace. Which id survives: the one that more of the world knows ([`Known`]), else the parent's, which is the
-//! older one. An id adopted from a header never loses: a fragment with such an id is not merged into another.
+//! older one. An id adopted from a header never loses to one of ours.
 //!
 //! Ids that lose are announced once each as aliases. Their canonical id may lose later, and is then announced itself:
 //! whoever resolves follows the chain.
@@ -14,28 +14,41 @@ use crate::span::{TraceAlias, TraceId};
 /// Follows chains at most so far: deeper ones are compressed long before.
 const MAX_DEPTH: usize = 64;
 
-/// Who knows a trace id beside this agent, the least first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Who knows a trace id beside this agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// Nobody.
-    #[default]
-    Here,
-    /// Whoever made it: it came in a header, and did not go out in one of ours before.
-    Adopted,
-    /// The server that a request with it went to, for which it was made.
+    /// The server that a request with it went to.
     Injected,
     /// The client that a response with it went to.
     Returned,
+    /// Whoever made it: it came in a header. What we inject comes in so, too.
+    Adopted,
 }
 
-impl Known {
-    /// How strong a claim to survival it is.
-    const fn rank(self) -> u8 {
-        match self {
-            Self::Here => 0,
-            Self::Injected => 1,
-            Self::Returned => 2,
-            Self::Adopted => 3,
+/// All who know one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Knowers {
+    injected: bool,
+    returned: bool,
+    adopted: bool,
+}
+
+impl Knowers {
+    /// How strong a claim to survival it gives the id of a parent's trace.
+    const fn of_parent(self) -> u8 {
+        if self.adopted {
+            3
+        } else {
+            self.of_child()
+        }
+    }
+
+    /// The same of a fragment that is to be merged into it. One adopted from elsewhere is none (`cut`).
+    const fn of_child(self) -> u8 {
+        if self.returned {
+            2
+        } else {
+            self.injected as u8
         }
     }
 }
@@ -45,7 +58,7 @@ pub(super) struct Union {
     /// Ids that lost, and who stands for them.
     lost: Recent<TraceId, Winner>,
     /// Ids that somebody else knows.
-    known: Recent<TraceId, Known>,
+    known: Recent<TraceId, Knowers>,
     merged: u64,
     cut: u64,
 }
@@ -66,14 +79,17 @@ impl Union {
         }
     }
 
-    /// Somebody knows this id. An id that we made for a request comes in with it at the other end: that is no adoption, whichever
-    /// of the two is told first.
+    /// Somebody knows this id.
     pub(super) fn note(&mut self, id: TraceId, known: Known) {
-        let noted = self.known.entry(id, Known::default);
-        *noted = known.max(*noted);
+        let knowers = self.known.entry(id, Knowers::default);
+        match known {
+            Known::Injected => knowers.injected = true,
+            Known::Returned => knowers.returned = true,
+            Known::Adopted => knowers.adopted = true,
+        }
     }
 
-    fn known(&self, id: TraceId) -> Known {
+    fn knowers(&self, id: TraceId) -> Knowers {
         self.known.peek(&id).copied().unwrap_or_default()
     }
 
@@ -110,11 +126,10 @@ impl Union {
     /// Makes the fragment `child` part of the trace `parent`. True if they were two until now.
     pub(super) fn merge(&mut self, parent: TraceId, child: TraceId) -> bool {
         let (mut winner, mut loser) = (self.find(parent), self.find(child));
-        let is_adopted = self.known(loser) == Known::Adopted;
-        if winner == loser || is_adopted || !winner.is_valid() || !loser.is_valid() {
+        if winner == loser || !winner.is_valid() || !loser.is_valid() {
             return false;
         }
-        if self.known(loser).rank() > self.known(winner).rank() {
+        if self.knowers(loser).of_child() > self.knowers(winner).of_parent() {
             (winner, loser) = (loser, winner);
         }
         self.lost.insert(
@@ -196,27 +211,33 @@ mod tests {
 
     #[test]
     fn the_id_that_more_of_the_world_knows_survives() {
-        use super::Known::{Adopted, Here, Injected, Returned};
+        use super::Known::{Adopted, Injected, Returned};
         for (of_parent, of_child, survives) in [
-            (Here, Here, 7),
-            (Here, Injected, 2),
-            (Injected, Injected, 1),
-            (Injected, Returned, 2),
-            (Adopted, Returned, 1),
-            (Adopted, Here, 1),
+            (None, None, 7),
+            (None, Some(Injected), 2),
+            (Some(Injected), Some(Injected), 1),
+            (Some(Injected), Some(Returned), 2),
+            // One that came in stays with its own fragment until it is known whose it is (`cut`).
+            (None, Some(Adopted), 7),
         ] {
             let mut union = Union::new(64);
-            union.note(id(1), of_parent);
-            union.note(id(2), of_child);
+            for (nth, known) in [(1, of_parent), (2, of_child)] {
+                if let Some(known) = known {
+                    union.note(id(nth), known);
+                }
+            }
             union.merge(id(7), id(1));
             union.merge(id(1), id(2));
             union.merge(id(2), id(3));
-            for n in [1, 2, 3] {
+            for n in [1, 2, 3, 7] {
                 assert_eq!(union.find(id(n)), id(survives), "{of_parent:?} {of_child:?}");
             }
-            let above = if of_parent == Adopted { 7 } else { survives };
-            assert_eq!(union.find(id(7)), id(above), "{of_parent:?} {of_child:?}");
         }
+        let mut union = Union::new(64);
+        union.note(id(1), Adopted);
+        union.note(id(2), Returned);
+        union.merge(id(1), id(2));
+        assert_eq!(union.find(id(2)), id(1), "an id that came in never loses to one of ours");
     }
 
     #[test]
