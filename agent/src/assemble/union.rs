@@ -237,7 +237,11 @@ mod tests {
         union.note(id(1), Adopted);
         union.note(id(2), Returned);
         union.merge(id(1), id(2));
-        assert_eq!(union.find(id(2)), id(1), "an id that came in never loses to one of ours");
+        assert_eq!(
+            union.find(id(2)),
+            id(1),
+            "an id that came in never loses to one of ours"
+        );
     }
 
     #[test]
