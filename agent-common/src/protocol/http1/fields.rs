@@ -131,7 +131,6 @@ pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
     if c.cut == cut::WHOLE && c.line_end == c.line_start {
         return head_end(f, r, c);
     }
-    r.lines = r.lines.wrapping_add(1);
     let Some(name) = header::name(c, w) else {
         if c.cut == cut::PARTIAL && w.byte(c.colon) != b':' {
             c.hold = 1;
@@ -145,12 +144,15 @@ pub fn header_line(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window,
     } else {
         w.launder(listed(name, w, s))
     };
-    if field == Field::None as u8 && index == KEPT_HEADERS as u32 {
-        return line_done(f, c);
-    }
-    if c.cut == cut::PARTIAL {
+    let is_idle = field == Field::None as u8 && index == KEPT_HEADERS as u32;
+    if !is_idle && c.cut == cut::PARTIAL {
         c.hold = 1;
         return step::MORE;
+    }
+    // Once for each line: one that is held comes again from its beginning, one whose text was put again in the next pass.
+    r.lines = r.lines.wrapping_add((c.pass == 0) as u16);
+    if is_idle {
+        return line_done(f, c);
     }
     c.field = field;
     c.listed = index as u8;
