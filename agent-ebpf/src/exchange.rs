@@ -16,7 +16,7 @@ use crate::state::{
     Call, Exchange, Scratch, SockState, ASKS_PREPARED, EX_EXCLUDED, EX_HEAD, EX_OPEN, EX_REQUEST_DONE, EX_RESPONSE,
     EX_TOLD, REWRITE_LEFT_ALONE, ROLE_CLIENT, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_INHERITED, SOCK_JOINED, SOCK_LATE,
 };
-use crate::{emit, enrol, ids, rewrite, unit, wire};
+use crate::{emit, enrol, ids, prepared, unit, wire};
 
 /// How many exchanges one socket may have waiting for their responses.
 const QUEUE: u8 = 32;
@@ -158,7 +158,7 @@ global! {
             state.exchange.flags |= flag::UNCLASSIFIED;
         }
         if state.asks & ASKS_PREPARED != 0 {
-            rewrite::take_span_id(state);
+            prepared::take_span_id(state);
         }
         let exchange = &mut state.exchange;
         if call.has_key != 0 {
@@ -326,7 +326,7 @@ global! {
             }
             let prepared = state.asks & ASKS_PREPARED != 0;
             state.asks &= !ASKS_PREPARED;
-            if !(prepared && rewrite::take(exchange, state.cookie)) {
+            if !(prepared && prepared::take(exchange, state.cookie)) {
                 caused(exchange, call);
                 ensure_trace(exchange, call.slot);
             }

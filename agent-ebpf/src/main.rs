@@ -30,6 +30,7 @@ mod exchange;
 mod global;
 #[cfg(feature = "untyped")]
 mod gone;
+mod header;
 mod hook;
 mod ids;
 mod lines;
@@ -37,6 +38,7 @@ mod maps;
 mod message;
 mod offsets;
 mod opaque;
+mod prepared;
 mod process;
 mod refused;
 mod response;

@@ -99,6 +99,11 @@ pub static INBOUND: LruHashMap<InboundKey, Inbound, 16384> = LruHashMap::new();
 #[btf_map]
 pub static ENROLLED: SockHash<u64, 65536> = SockHash::new();
 
+/// Cookies of sockets that are to be taken out of ENROLLED and get no callbacks any more: user space does it (and deletes
+/// the entry). Written by sk_msg.
+#[btf_map]
+pub static LEAVING: LruHashMap<u64, u32, 4096> = LruHashMap::new();
+
 /// Cookie -> the context of the request that is being sent, from sk_msg for the send's hook, which deletes it.
 #[btf_map]
 pub static PREPARED: LruHashMap<u64, Prepared, 4096> = LruHashMap::new();

@@ -36,8 +36,10 @@ pub enum Outcome {
     Done,
     /// It failed, and the message is what it was.
     Undone,
-    /// It failed, and could not be taken back as it should: nothing is tried on this socket again.
+    /// It failed, and could not be taken back; the text is where it was to be. Nothing is tried on this socket again.
     Doubtful,
+    /// The text's place can be neither taken away nor written: what it holds must not leave this machine.
+    Broken,
 }
 
 /// Set by the loader, for tests: the step that is to fail ([`fault`]); 0: none.
@@ -160,10 +162,12 @@ fn take_back(message: Message, at: u32, size: u32, line: &Line) -> Outcome {
     // The place cannot be taken away, so the text belongs there after all. Bytes of one element can be seen for certain, and
     // are all that is seen (`bpf_msg_pull_data`: from `start` to `end`).
     // SAFETY: as above.
-    if unsafe { bpf_msg_pull_data(message.0, at, at.wrapping_add(line.len), 0) } == 0 {
-        write_alone(message.0, line);
+    let alone = unsafe { bpf_msg_pull_data(message.0, at, at.wrapping_add(line.len), 0) } == 0;
+    if alone && write_alone(message.0, line) != 0 {
+        Outcome::Doubtful
+    } else {
+        Outcome::Broken
     }
-    Outcome::Doubtful
 }
 
 /// Writes the text `at` bytes into what is visible, if all of it is, and two bytes behind it.

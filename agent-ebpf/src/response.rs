@@ -3,22 +3,21 @@
 //! As in `rewrite`, everything is decided on a copy of the socket's state.
 
 use aya_ebpf::bindings::sk_msg_md;
-use spanwire_common::abi::{flag, ReturnLines, RETURN_BYTES, RETURN_LINES as MOST_LINES};
+use spanwire_common::abi::flag;
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::http1::{self, step as code};
-use spanwire_common::protocol::traceparent::VALUE_BYTES;
 
-use crate::call::copy_kernel;
 use crate::count::count;
 use crate::engine::{bring, framing, move_on};
 use crate::global::{global, working};
+use crate::header::write_return_lines;
 use crate::lines::{response_line, scan, skim_response};
-use crate::maps::{slot, RETURN_LINES, WIRES};
-use crate::message::{insert, Line, Message, Outcome, LINE_BYTES};
-use crate::rewrite::{blank_line, copied_state, prepare, value_of, ALIEN, DONE, MORE, STEPS, UNFINISHED};
+use crate::maps::{slot, WIRES};
+use crate::message::{insert, Message, Outcome, LINE_BYTES};
+use crate::rewrite::{after, blank_line, copied_state, prepare, ALIEN, DONE, MORE, STEPS, UNFINISHED};
 use crate::sk::Sock;
 use crate::socket::identify;
-use crate::state::{Exchange, Preview, Scratch, SockState, ASKS_TO_LEAVE, EX_EXCLUDED, EX_HEAD, EX_OPEN, NOWHERE, TX};
+use crate::state::{Exchange, Preview, Scratch, SockState, EX_EXCLUDED, EX_HEAD, EX_OPEN, NOWHERE, TX};
 
 /// A message of a socket that was accepted.
 ///
@@ -51,7 +50,7 @@ pub fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview
     match verdict {
         DONE => {
             if is_wanted(&known.exchange) {
-                put_in(message, sk, known, preview, scratch);
+                return put_in(message, sk, known, preview, scratch);
             }
             DONE
         }
@@ -117,68 +116,23 @@ fn is_wanted(exchange: &Exchange) -> bool {
 
 /// verifier: see `rewrite::look_at`.
 #[inline(never)]
-fn put_in(message: Message, sk: Sock, known: &mut SockState, preview: &mut Preview, scratch: *mut Scratch) {
+fn put_in(message: Message, sk: Sock, known: &mut SockState, preview: &mut Preview, scratch: *mut Scratch) -> u32 {
     let at = blank_line(message, scratch);
-    if at == NOWHERE || !message.has_room(sk, LINE_BYTES as u32) || !write_lines(&known.exchange, &mut preview.line) {
-        return count(KernelCounter::ReturnFailed);
+    if at == NOWHERE
+        || !message.has_room(sk, LINE_BYTES as u32)
+        || !write_return_lines(&known.exchange, &mut preview.line)
+    {
+        count(KernelCounter::ReturnFailed);
+        return DONE;
     }
     let before = message.size();
     let outcome = insert(message.0, at, &preview.line);
+    known.inserted = message.size().wrapping_sub(before) as u16;
     if outcome == Outcome::Done as u32 {
-        known.inserted = preview.line.len as u16;
         known.exchange.flags |= flag::RETURNED;
-        return count(KernelCounter::Returned);
+        count(KernelCounter::Returned);
+    } else {
+        count(KernelCounter::ReturnFailed);
     }
-    count(KernelCounter::ReturnFailed);
-    if outcome == Outcome::Doubtful as u32 {
-        count(KernelCounter::InjectionDoubtful);
-        known.inserted = message.size().wrapping_sub(before) as u16;
-        known.asks |= ASKS_TO_LEAVE;
-    }
-}
-
-/// The configured lines with the exchange's context in them.
-#[inline(always)]
-fn write_lines(exchange: &Exchange, line: &mut Line) -> bool {
-    const { assert!(RETURN_BYTES <= LINE_BYTES) };
-    let Some(lines) = RETURN_LINES.get_ptr(0) else {
-        return false;
-    };
-    // SAFETY: an element of an array.
-    let lines: &ReturnLines = unsafe { &*lines };
-    if lines.len == 0 {
-        return false;
-    }
-    // SAFETY: no longer than a line.
-    if !unsafe {
-        copy_kernel(
-            (&raw mut line.words).cast(),
-            RETURN_BYTES as u32,
-            (&raw const lines.words).cast(),
-        )
-    } {
-        return false;
-    }
-    let value = value_of(exchange);
-    for (index, at) in lines.value_at.iter().enumerate().take(MOST_LINES) {
-        if index as u32 >= lines.count {
-            break;
-        }
-        put_value(line, *at, &value);
-    }
-    line.len = lines.len;
-    true
-}
-
-/// verifier: the value's words are aligned nowhere; the helper writes them wherever it is told.
-#[inline(always)]
-fn put_value(line: &mut Line, at: u32, value: &[u64; 7]) {
-    let mut at = u64::from(at);
-    // SAFETY: register arithmetic only.
-    unsafe { core::arch::asm!("{0} &= 511", inout(reg) at) };
-    // SAFETY: `spill` follows the words; the value lies on the stack.
-    unsafe {
-        let to = (&raw mut line.words).cast::<u8>().add(at as usize);
-        copy_kernel(to, VALUE_BYTES, (&raw const *value).cast());
-    }
+    after(outcome)
 }

@@ -7,33 +7,30 @@
 use aya_ebpf::bindings::sk_msg_md;
 #[cfg(feature = "scalars")]
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
-use spanwire_common::abi::{cause, context_format, flag, process_flag, setting};
+use spanwire_common::abi::{cause, context_format, flag, process_flag, setting, Settings};
 use spanwire_common::drop::KernelCounter;
 use spanwire_common::protocol::context::traceparents;
 use spanwire_common::protocol::http1::request::{signed, Method};
 use spanwire_common::protocol::http1::{self, phase, step as code, Cursor};
 use spanwire_common::protocol::traceparent;
-use spanwire_common::protocol::tracestate::LIST_BYTES;
 
 use crate::atomic;
 use crate::call::{copy_kernel, READABLE_MESSAGE};
 use crate::count::count;
 use crate::engine::{bring, carries_requests, framing, move_on, restore};
-use crate::exchange::{
-    admit, begin, caused, ensure_trace, CONTEXT_DECIDED, CONTEXT_INVALID, CONTEXT_RANDOM, CONTEXT_SAMPLED,
-};
+use crate::exchange::{admit, begin, caused, ensure_trace, CONTEXT_INVALID};
 use crate::global::{global, working};
-use crate::ids;
+use crate::header::{add_tracestate, write_traceparent};
 use crate::lines::{request_line, scan, skim_request};
-use crate::maps::{slot, PREPARED, PREVIEW, SETTINGS, TRACESTATES};
-use crate::message::{insert, replace, Line, Message, Outcome};
+use crate::maps::{slot, LEAVING, PREVIEW, SETTINGS};
+use crate::message::{insert, replace, Message, Outcome};
+use crate::prepared::hand_on;
 use crate::seen;
 use crate::sk::Sock;
 use crate::socket::identify;
 use crate::state::{
-    Exchange, Prepared, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN,
-    NOWHERE, REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE,
-    SOCK_OPAQUE, TX,
+    Exchange, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN, NOWHERE,
+    REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
 };
 use crate::{access, arch, response};
 
@@ -54,37 +51,64 @@ pub const MORE: u32 = 1;
 pub const UNFINISHED: u32 = 2;
 /// It is not understood.
 pub const ALIEN: u32 = 3;
+/// What was begun could be neither finished nor taken back.
+pub const BROKEN: u32 = 4;
 
-/// sk_msg: a message of an enrolled socket.
+/// sk_msg: a message of an enrolled socket. False: it must not go out (`message::Outcome::Broken`).
 #[inline(always)]
-pub fn on_message(message: Message) {
-    let Some(settings) = SETTINGS.get_ptr(0) else { return };
+pub fn on_message(message: Message) -> bool {
+    let Some(settings) = SETTINGS.get_ptr(0) else {
+        return true;
+    };
     // SAFETY: an element of an array.
     let settings = unsafe { &*settings };
     let typed = message.sock();
     if typed.is_null() {
-        return;
+        return true;
     }
     let sk = access::sock_of_message(typed);
     if sk.0.is_null() {
-        return;
+        return true;
     }
     let state = access::state(sk);
     if state.is_null() {
-        return;
+        return true;
     }
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
     known.inserted = 0;
     if known.asks & ASKS_TO_LEAVE != 0 || known.rewrite & REWRITE_ENROLLED == 0 {
-        return;
+        return true;
     }
+    let verdict = examine(message, sk, known, settings);
+    let stays = known.rewrite & REWRITE_PERSISTENT != 0 && !sk.is_blocking();
+    if verdict == ALIEN || (verdict == DONE && !stays) {
+        ask_to_leave(known);
+    } else if verdict == DONE {
+        known.asks |= ASKS_TO_STAY;
+    }
+    verdict != BROKEN
+}
+
+/// The socket is to be removed: by sockops, before the next segment leaves, or, where it has stayed and gets no callbacks any
+/// more, by user space.
+#[inline(always)]
+fn ask_to_leave(known: &mut SockState) {
+    known.asks |= ASKS_TO_LEAVE;
+    if known.asks & ASKS_TO_STAY != 0 {
+        let cookie = known.cookie;
+        let _ = LEAVING.insert(&cookie, &1, 0);
+    }
+}
+
+/// What becomes of a message, and of the socket's enrolment.
+#[inline(always)]
+fn examine(message: Message, sk: Sock, known: &mut SockState, settings: &Settings) -> u32 {
     let returns = known.rewrite & REWRITE_RETURNS != 0;
     let switch = if returns { setting::RETURN } else { setting::REWRITE };
     let off = settings.flags & switch == 0 || returns != (known.role == ROLE_SERVER);
     if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 {
-        known.asks |= ASKS_TO_LEAVE;
-        return;
+        return ALIEN;
     }
     if message.size() > message.visible() && message.size() <= ONE_ELEMENT {
         // What cannot be made one element goes as it is.
@@ -92,43 +116,28 @@ pub fn on_message(message: Message) {
     }
     if sk.is_zero_copy() {
         // Made one element all the same: as many completions as sends, this time.
-        known.asks |= ASKS_TO_LEAVE;
-        return;
+        return ALIEN;
     }
-    let stays = known.rewrite & REWRITE_PERSISTENT != 0 && !sk.is_blocking();
-    if framing(known, TX).phase > phase::HEADERS {
-        if !stays {
-            known.asks |= ASKS_TO_LEAVE;
-        }
-        return;
+    if framing(known, TX).phase > phase::HEADERS || !begins_here(sk, known) {
+        // A body, or the middle of what is being sent (more than fits one message), or somebody sent past the hooks.
+        return DONE;
     }
-    if !begins_here(sk, known) {
-        // In the middle of what is being sent (more than fits one message), or somebody sent past the hooks.
-        if !stays {
-            known.asks |= ASKS_TO_LEAVE;
-        }
-        return;
-    }
-    let Some(preview) = PREVIEW.get_ptr_mut(0) else { return };
+    let Some(preview) = PREVIEW.get_ptr_mut(0) else {
+        return ALIEN;
+    };
     // SAFETY: an element of a per-CPU array. The program may be preempted here, and run in another thread on this CPU: the
     // first to come is alone in it, any other does nothing.
     let users = unsafe { &mut (*preview).users };
-    if atomic::fetch_add(users, 1) == 0 {
-        let verdict = if returns {
-            response::look_at(message.0, sk, state, preview)
-        } else {
-            look_at(message.0, sk, state, preview)
-        };
-        if verdict == ALIEN || (verdict == DONE && !stays) {
-            known.asks |= ASKS_TO_LEAVE;
-        } else if verdict == DONE {
-            known.asks |= ASKS_TO_STAY;
-        }
-    } else {
+    let verdict = if atomic::fetch_add(users, 1) != 0 {
         count(KernelCounter::MessageBusy);
-        known.asks |= ASKS_TO_LEAVE;
-    }
+        ALIEN
+    } else if returns {
+        response::look_at(message.0, sk, known, preview)
+    } else {
+        look_at(message.0, sk, known, preview)
+    };
     atomic::fetch_add(users, u64::MAX);
+    verdict
 }
 
 /// The message begins where the socket's state stands.
@@ -168,12 +177,12 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
         }
     }
     match verdict {
-        DONE => {
-            decide(message, sk, known, copy, preview);
-            DONE
-        }
+        DONE => decide(message, sk, known, copy, preview),
         UNFINISHED => UNFINISHED,
-        _ => ALIEN,
+        _ => {
+            count(KernelCounter::InjectionSkipped);
+            ALIEN
+        }
     }
 }
 
@@ -333,48 +342,58 @@ pub fn place(position: u32, carry: u32, window_offset: u32) -> u32 {
 ///
 /// verifier: as [`look_at`].
 #[inline(never)]
-fn decide(message: Message, sk: Sock, known: &mut SockState, copy: *mut SockState, preview: &mut Preview) {
-    let Some(scratch) = working(slot::MESSAGE) else { return };
+fn decide(message: Message, sk: Sock, known: &mut SockState, copy: *mut SockState, preview: &mut Preview) -> u32 {
+    let Some(scratch) = working(slot::MESSAGE) else {
+        return ALIEN;
+    };
     let plan = plan(copy, scratch);
-    if plan == PLAN_NOTHING {
-        return count(KernelCounter::InjectionSkipped);
-    }
-    // SAFETY: a whole object.
-    let call = unsafe { &(*scratch).call };
     let at = blank_line(message, scratch);
     let inserts = plan == PLAN_INSERT;
-    if inserts && at == NOWHERE {
-        return count(KernelCounter::InjectionSkipped);
+    if plan == PLAN_NOTHING || (inserts && at == NOWHERE) {
+        count(KernelCounter::InjectionSkipped);
+        return DONE;
     }
     if inserts && !message.has_room(sk, crate::message::LINE_BYTES as u32) {
         count(KernelCounter::NoRoom);
-        return count(KernelCounter::InjectionSkipped);
+        count(KernelCounter::InjectionSkipped);
+        return DONE;
     }
     // From here on the request's context is settled: what comes after the send takes it over, whatever comes of the rest.
     settle(copy, scratch);
-    // SAFETY: a whole object.
-    let exchange = unsafe { &mut (*copy).exchange };
+    // SAFETY: whole objects.
+    let (exchange, call) = unsafe { (&mut (*copy).exchange, &(*scratch).call) };
+    let before = message.size();
     let outcome = if inserts {
-        write_line(exchange, &mut preview.line);
+        write_traceparent(exchange, &mut preview.line);
         if exchange.flags & flag::ADOPTED_CAUSE != 0 {
             add_tracestate(exchange.related_span_id, &mut preview.line);
         }
         let outcome = insert(message.0, at, &preview.line);
         if outcome == Outcome::Done as u32 {
-            known.inserted = preview.line.len as u16;
             exchange.flags |= flag::INJECTED;
         }
         outcome
     } else {
         correct(message, exchange, call.traceparent_at)
     };
+    known.inserted = message.size().wrapping_sub(before) as u16;
     tell(outcome);
-    if outcome == Outcome::Doubtful as u32 {
-        known.asks |= ASKS_TO_LEAVE;
-        known.inserted = (message.size().wrapping_sub(call.length)) as u16;
-    }
     hand_on(exchange, known.cookie);
     known.asks |= ASKS_PREPARED;
+    after(outcome)
+}
+
+/// What an attempt means for the socket.
+#[inline(always)]
+pub fn after(outcome: u32) -> u32 {
+    if outcome == Outcome::Broken as u32 {
+        return BROKEN;
+    }
+    if outcome == Outcome::Doubtful as u32 {
+        count(KernelCounter::InjectionDoubtful);
+        return ALIEN;
+    }
+    DONE
 }
 
 /// Where the blank line begins behind the head in hand: [`NOWHERE`] unless it, and the end of the line before it, lie in what
@@ -397,9 +416,6 @@ fn tell(outcome: u32) {
     } else if outcome == NOT_OURS {
         count(KernelCounter::InjectionSkipped);
     } else {
-        if outcome == Outcome::Doubtful as u32 {
-            count(KernelCounter::InjectionDoubtful);
-        }
         count(KernelCounter::InjectionFailed);
     }
 }
@@ -448,76 +464,6 @@ global! {
     }
 }
 
-/// The exchange's context as a traceparent's value.
-#[inline(always)]
-pub fn value_of(exchange: &Exchange) -> [u64; 7] {
-    let context = exchange.request.context_flags;
-    let sampled = u8::from(context & CONTEXT_SAMPLED != 0 || context & CONTEXT_DECIDED == 0);
-    let random = if context & CONTEXT_RANDOM != 0 { 2 } else { 0 };
-    traceparent::value(ids::trace_id(&exchange.request), exchange.span_id, sampled | random)
-}
-
-/// The traceparent's line.
-///
-/// verifier: as [`look_at`].
-#[inline(never)]
-fn write_line(exchange: &Exchange, line: &mut Line) {
-    let [w0, w1, w2, w3, w4, w5, w6] = value_of(exchange);
-    let words = &mut line.words;
-    // `traceparent: ` is 13 bytes: the value's words lie five bytes into the line's.
-    const NAME: u64 = u64::from_le_bytes(*b"tracepar");
-    const REST: u64 = u64::from_le_bytes(*b"ent: \0\0\0");
-    const END: u64 = u64::from_le_bytes(*b"\0\0\0\0\r\n\0\0");
-    words[0] = NAME;
-    words[1] = REST | w0 << 40;
-    words[2] = w0 >> 24 | w1 << 40;
-    words[3] = w1 >> 24 | w2 << 40;
-    words[4] = w2 >> 24 | w3 << 40;
-    words[5] = w3 >> 24 | w4 << 40;
-    words[6] = w4 >> 24 | w5 << 40;
-    words[7] = w5 >> 24 | w6 << 40;
-    words[8] = w6 >> 24 | END;
-    line.len = TRACEPARENT_BYTES as u32;
-}
-
-/// The tracestate that came to the cause, behind the traceparent's line.
-///
-/// verifier: a function of its own, whose stack ends with it.
-#[inline(never)]
-fn add_tracestate(span_id: u64, line: &mut Line) {
-    let Some(list) = TRACESTATES.get_ptr(&span_id) else {
-        return;
-    };
-    // SAFETY: a live map value.
-    let list = unsafe { &*list };
-    let len = u64::from(list.len());
-    if len == 0 || len > LIST_BYTES as u64 {
-        return;
-    }
-    let name = *b"tracestate: ";
-    let end = *b"\r\n";
-    let mut bytes = len;
-    // SAFETY: register arithmetic only.
-    unsafe { core::arch::asm!("{0} &= 1023", inout(reg) bytes) };
-    const { assert!(VALUE_AT + 1023 + 2 <= size_of::<Line>() - 8) };
-    // SAFETY: the line has room for the longest list, and `spill` behind it for what the verifier takes to be one; what is read
-    // behind the list lies in the same map value.
-    unsafe {
-        let to = (&raw mut line.words).cast::<u8>();
-        let whole = copy_kernel(to.add(VALUE_AT), bytes as u32, (&raw const *list).cast())
-            && copy_kernel(to.add(TRACEPARENT_BYTES), 12, name.as_ptr())
-            && copy_kernel(to.add(VALUE_AT + bytes as usize), 2, end.as_ptr());
-        if whole {
-            line.len = VALUE_AT as u32 + len as u32 + 2;
-        }
-    }
-}
-
-/// `traceparent: ...` and its line end.
-const TRACEPARENT_BYTES: usize = 13 + traceparent::VALUE_BYTES as usize + 2;
-/// Where the tracestate's value goes.
-const VALUE_AT: usize = TRACEPARENT_BYTES + 12;
-
 /// Puts our span's id in the place of the parent's, where the application has passed on what came to it.
 #[inline(always)]
 fn correct(message: Message, exchange: &mut Exchange, value_at: u32) -> u32 {
@@ -532,78 +478,4 @@ fn correct(message: Message, exchange: &mut Exchange, value_at: u32) -> u32 {
     }
     exchange.flags |= flag::CORRECTED;
     Outcome::Done as u32
-}
-
-/// Leaves what was decided for the send's hook.
-///
-/// verifier: as [`look_at`].
-#[inline(never)]
-fn hand_on(exchange: &Exchange, cookie: u64) {
-    let prepared = Prepared {
-        trace_id: ids::trace_id(&exchange.request),
-        span_id: exchange.span_id,
-        related_span_id: exchange.related_span_id,
-        related_trace_id: exchange.related_trace_id,
-        tenant: exchange.request.tenant,
-        flags: exchange.flags,
-        ordinal: exchange.ordinal,
-        cause: exchange.cause,
-        context_flags: exchange.request.context_flags,
-        reserved: [0; 6],
-    };
-    let _ = PREPARED.insert(&cookie, &prepared, 0);
-}
-
-/// The request that sk_msg has prepared begins: it has its span id already.
-#[inline(always)]
-pub fn take_span_id(state: &mut SockState) {
-    // verifier: on the stack; see `maps::BLANK`.
-    let cookie = state.cookie;
-    if let Some(prepared) = PREPARED.get_ptr(&cookie) {
-        // SAFETY: a live map value.
-        let prepared = unsafe { &*prepared };
-        if prepared.ordinal == state.exchange.ordinal {
-            state.exchange.span_id = prepared.span_id;
-        }
-    }
-}
-
-/// The head that sk_msg has prepared is complete: takes over what was decided. False if that is gone.
-///
-/// verifier: in a frame of its own: see `opaque::sent`.
-#[inline(never)]
-pub fn take(exchange: &mut Exchange, cookie: u64) -> bool {
-    let Some(entry) = PREPARED.get_ptr(&cookie) else {
-        return false;
-    };
-    // SAFETY: a live map value, copied.
-    let prepared = unsafe { *entry };
-    let _ = PREPARED.remove(&cookie);
-    if prepared.ordinal != exchange.ordinal {
-        return false;
-    }
-    exchange.span_id = prepared.span_id;
-    exchange.cause = prepared.cause;
-    exchange.related_span_id = prepared.related_span_id;
-    exchange.related_trace_id = prepared.related_trace_id;
-    exchange.request.tenant = prepared.tenant;
-    exchange.request.context_flags = prepared.context_flags;
-    exchange.flags |= prepared.flags;
-    ids::set_trace_id(&mut exchange.request, prepared.trace_id);
-    true
-}
-
-/// Bytes that sk_msg put into the send that has just returned `len`: 0 where the socket's numbers say that they did not
-/// leave.
-#[inline(always)]
-pub fn inserted(sk: Sock, known: &mut SockState, len: u32) -> u32 {
-    let inserted = u32::from(known.inserted);
-    known.inserted = 0;
-    let [_, sent] = known.seen;
-    let moved = seen::passed(sk, TX).wrapping_sub(sent);
-    if moved == len.wrapping_add(inserted) {
-        inserted
-    } else {
-        0
-    }
 }

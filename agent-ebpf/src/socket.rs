@@ -15,7 +15,7 @@ use crate::sk::{Sock, AF_INET, AF_INET6, AF_UNIX};
 use crate::state::{
     Call, Scratch, SockState, EX_RESPONSE, ROLE_SERVER, ROLE_UNKNOWN, RX, SOCK_LATE, SOCK_OPAQUE, SOCK_UNIX, TX,
 };
-use crate::{access, before, connection, engine, opaque, refused, rewrite, seen, wire, worker};
+use crate::{access, before, connection, engine, opaque, prepared, refused, seen, wire, worker};
 
 const MSG_OOB: u32 = 0x1;
 const MSG_PEEK: u32 = 0x2;
@@ -252,7 +252,7 @@ pub fn on_call(sk: Sock, len: i32, flags: u32, hook: Hook) {
         *position = position.wrapping_add(len as u32);
     } else {
         if known.inserted != 0 && direction == TX {
-            inserted = rewrite::inserted(sk, known, len as u32);
+            inserted = prepared::inserted(sk, known, len as u32);
         }
         let seen = &mut known.seen[(direction & 1) as usize];
         if *seen != 0 {

@@ -2,11 +2,12 @@
 //!
 //! verifier: see `engine`. The member in hand lies in the list, which lies in a map.
 
+use spanwire_common::abi::setting;
 use spanwire_common::protocol::http1::cut;
 use spanwire_common::protocol::tracestate::{check, locate, take, TraceState, CALLS};
 
 use crate::global::global;
-use crate::maps::{blank_tracestate, TRACESTATES};
+use crate::maps::{blank_tracestate, SETTINGS, TRACESTATES};
 use crate::state::{Scratch, SockState};
 
 /// The list of the request under way; null if there is none.
@@ -16,12 +17,24 @@ fn list_of(state: &SockState) -> *mut TraceState {
     TRACESTATES.get_ptr_mut(&span_id).unwrap_or(core::ptr::null_mut())
 }
 
+/// Requests are given trace context: else nobody will ask for the list.
+#[inline(always)]
+fn is_rewriting() -> bool {
+    SETTINGS.get_ptr(0).is_some_and(|settings| {
+        // SAFETY: an element of an array.
+        unsafe { (*settings).flags & setting::REWRITE != 0 }
+    })
+}
+
 /// A tracestate line of a request that comes in is in hand.
 #[inline(always)]
 pub fn keep(state: *mut SockState, scratch: *mut Scratch) {
     // SAFETY: whole objects.
     let (known, working) = unsafe { (&mut *state, &mut *scratch) };
     if known.exchange.has_tracestate == 0 {
+        if !is_rewriting() {
+            return;
+        }
         known.exchange.has_tracestate = 1;
         if blank_tracestate(known.exchange.span_id).is_null() {
             return;

@@ -294,14 +294,19 @@ impl Worker {
         if let Event::Process(record) = &event {
             match record.event {
                 process_event::SEEN | process_event::LISTEN => {
+                    if record.event == process_event::LISTEN {
+                        self.ingress.look_again(record.pid);
+                    }
                     self.classify(&Hint::from_record(record), now_ns);
                 }
                 process_event::EXIT => {
                     self.path.discoverer.on_exit(record.pid, now_ns);
-                    self.holds(record.pid, &[]);
+                    let changes = self.ingress.forget(record.pid);
+                    self.tell_ingress(&changes);
                 }
                 process_event::EXEC => {
                     let hint = Hint::from_record(record);
+                    self.ingress.look_again(record.pid);
                     if let Some(process) = self.path.discoverer.on_exec(&hint, now_ns, now_ns) {
                         self.publish(hint.pid, &process);
                     }

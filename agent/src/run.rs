@@ -98,14 +98,10 @@ pub fn run(config: &Config, reload: impl Fn() -> Result<Config, config::ConfigEr
         api_port: servers.api,
         health_port: servers.health,
     };
-    let mut ports = rules.ports();
-    rewrite.add_ports(&mut ports);
-    for (port, value) in ports {
+    for (port, value) in rules.ports() {
         kernel.set_port(port, value)?;
     }
-    let mut settings = config.settings(&rules, facts);
-    rewrite.add_settings(&mut settings);
-    kernel.set_settings(settings)?;
+    kernel.set_settings(config.settings(&rules, facts))?;
     let masks = Masks::default();
     let addresses = NodeAddresses::new(ProcRoot::default());
     let sinks = Sinks {

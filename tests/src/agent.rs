@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 
 use crate::http::{self, Response};
 use crate::metrics::Metrics;
-use crate::place::{agent_binary, free_port, need_root, Place};
+use crate::place::{agent_binary, free_port, need_root, program, Place};
 use crate::service::{Launch, Service, Target};
 use crate::spans::{read_otlp_json, Span};
 
@@ -326,10 +326,12 @@ fn read_summary(row: &Value) -> Result<Summary> {
     })
 }
 
-/// Runs the agent's binary to its end, as a user would a query command.
+/// Runs the agent's binary to its end, as a user would a query command. One that does not end is told to (exit 124).
 pub fn command(args: &[&str]) -> Result<Output> {
     let binary = agent_binary()?;
-    Command::new(&binary)
+    Command::new(program("timeout")?)
+        .args(["--kill-after=5", "60"])
+        .arg(&binary)
         .args(args)
         .output()
         .with_context(|| format!("could not run {}", binary.display()))

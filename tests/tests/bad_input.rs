@@ -103,7 +103,12 @@ fn broken_configuration(place: &Place) -> Result<String> {
             "3",
             "listen",
         ),
-        ("later", "propagate:\n  enabled: true\n", "2", "propagate.enabled"),
+        (
+            "later",
+            "sampling:\n  head:\n    ratio: 0.5\n",
+            "3",
+            "sampling.head.ratio",
+        ),
         ("off loopback", "api:\n  listen: \"0.0.0.0:4319\"\n", "2", "api.listen"),
     ];
     let mut lines = Vec::new();

@@ -28,10 +28,14 @@ pub fn enrol_connections(ctx: SockOpsContext) -> u32 {
     REPLY_STANDS
 }
 
-/// A message of an enrolled socket, before it is sent, in the thread that sends it. It always passes.
+/// A message of an enrolled socket, before it is sent, in the thread that sends it. It passes, unless it holds what nobody has
+/// written (`message::Outcome::Broken`): then the send fails with EACCES.
 #[sk_msg]
 #[inline(always)]
 pub fn rewrite_messages(ctx: SkMsgContext) -> u32 {
-    rewrite::on_message(Message(ctx.msg));
-    sk_action::SK_PASS
+    if rewrite::on_message(Message(ctx.msg)) {
+        sk_action::SK_PASS
+    } else {
+        sk_action::SK_DROP
+    }
 }

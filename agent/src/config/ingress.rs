@@ -1,6 +1,6 @@
 //! The section `ingress`: whose responses bear the trace id, in which headers, and whose context is believed.
 
-use spanwire_common::abi::{RETURN_BYTES, RETURN_LINES};
+use spanwire_common::abi::{RANGES_MOST, RETURN_BYTES, RETURN_LINES};
 
 use super::glob::Glob;
 use super::model::Ingress;
@@ -8,8 +8,6 @@ use super::propagate::switch;
 use super::reader::{Field, Reader, Section};
 use super::value::{AddressRange, HeaderName};
 
-/// Most ranges of trusted peers.
-const TRUST_MAX: usize = 64;
 /// Names that a response must not get twice, or from us.
 const REFUSED: [&str; 8] = [
     "connection",
@@ -32,10 +30,10 @@ pub(super) fn ingress(reader: &mut Reader, mut section: Section<'_>, ingress: &m
     }
     if let Some(field) = section.take(reader, "trust") {
         let items = field.items(reader).unwrap_or_default();
-        if items.len() > TRUST_MAX {
+        if items.len() > RANGES_MOST {
             field.refuse(
                 reader,
-                format!("expected at most {TRUST_MAX} ranges, found {}", items.len()),
+                format!("expected at most {RANGES_MOST} ranges, found {}", items.len()),
             );
         }
         let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);

@@ -11,7 +11,7 @@ use super::model::{Api, Capture, ClientAddress, Config, Limits, PathDetail, Sdk,
 use super::propagate::propagate;
 use super::reader::{one_of, Field, Reader, Section};
 use super::rules::SELECTORS_MAX;
-use super::selectors::{only_excludes, Selector, SelectorKey};
+use super::selectors::{not_of_a_connection, only_excludes, Selector, SelectorKey};
 use super::value::{parse_bool, parse_duration, parse_listen, parse_size, HeaderName, AN_ADDRESS, A_DURATION, A_SIZE};
 use super::yaml::{Kind, Node};
 
@@ -82,10 +82,10 @@ pub(super) fn document(reader: &mut Reader, root: &Node) -> FromFile {
 fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture) {
     section.set(reader, "enabled", &mut capture.enabled, "true or false", parse_bool);
     if let Some(field) = section.take(reader, "include") {
-        capture.include = selectors(reader, &field, false);
+        capture.include = selectors(reader, &field, RequestKeys::OnlyExclude);
     }
     if let Some(field) = section.take(reader, "exclude") {
-        capture.exclude = selectors(reader, &field, true);
+        capture.exclude = selectors(reader, &field, RequestKeys::Allowed);
         // Probes stay excluded unless the list is empty or speaks of user agents itself.
         let says = field.is_empty() || capture.exclude.iter().any(|item| item.user_agent.is_some());
         if !says && capture.exclude.len() < SELECTORS_MAX {
@@ -128,7 +128,16 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
     section.finish(reader);
 }
 
-pub(super) fn selectors(reader: &mut Reader, field: &Field<'_>, exclude: bool) -> Vec<Selector> {
+/// Whether a list's items may name what only a request tells (`SelectorKey::is_of_request`).
+#[derive(Clone, Copy)]
+pub(super) enum RequestKeys {
+    Allowed,
+    /// In the list beside this one they may.
+    OnlyExclude,
+    Never,
+}
+
+pub(super) fn selectors(reader: &mut Reader, field: &Field<'_>, requests: RequestKeys) -> Vec<Selector> {
     let items = field.items(reader).unwrap_or_default();
     if items.len() > SELECTORS_MAX {
         field.refuse(
@@ -138,11 +147,11 @@ pub(super) fn selectors(reader: &mut Reader, field: &Field<'_>, exclude: bool) -
     }
     items
         .iter()
-        .filter_map(|item| selector(reader, item, exclude))
+        .filter_map(|item| selector(reader, item, requests))
         .collect()
 }
 
-fn selector(reader: &mut Reader, item: &Field<'_>, exclude: bool) -> Option<Selector> {
+fn selector(reader: &mut Reader, item: &Field<'_>, requests: RequestKeys) -> Option<Selector> {
     let mut section = item.section(reader)?;
     if item.is_empty() {
         item.refuse(
@@ -153,9 +162,15 @@ fn selector(reader: &mut Reader, item: &Field<'_>, exclude: bool) -> Option<Sele
     }
     let mut selector = Selector::default();
     for key in SelectorKey::ALL {
-        if key.is_of_request() && !exclude {
+        let refusal = match requests {
+            _ if !key.is_of_request() => None,
+            RequestKeys::Allowed => None,
+            RequestKeys::OnlyExclude => Some(only_excludes(key)),
+            RequestKeys::Never => Some(not_of_a_connection(key)),
+        };
+        if let Some(refusal) = refusal {
             if let Some(field) = section.take_unlisted(key.as_str()) {
-                reader.refuse(field.key_at, &field.path, only_excludes(key));
+                reader.refuse(field.key_at, &field.path, refusal);
             }
         } else if let Some(field) = section.take(reader, key.as_str()) {
             field.value(reader, "a value", |text| selector.set(key, text));

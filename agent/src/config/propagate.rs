@@ -1,7 +1,9 @@
 //! The section `propagate`: whose requests bear trace context, and where to.
 
+use spanwire_common::abi::RANGES_MOST;
+
 use super::model::{LocalRanges, Propagate, Switch};
-use super::parse::selectors;
+use super::parse::{selectors, RequestKeys};
 use super::reader::{Field, Reader, Section};
 use super::value::AddressRange;
 
@@ -27,13 +29,19 @@ pub(super) fn propagate(
         propagate.enabled = switch(reader, &field);
     }
     if let Some(field) = section.take(reader, "include") {
-        propagate.include = selectors(reader, &field, false);
+        propagate.include = selectors(reader, &field, RequestKeys::Never);
     }
     if let Some(field) = section.take(reader, "exclude") {
-        propagate.exclude = selectors(reader, &field, false);
+        propagate.exclude = selectors(reader, &field, RequestKeys::Never);
     }
     if let Some(field) = section.take(reader, "destinations") {
         let items = field.items(reader).unwrap_or_default();
+        if items.len() > RANGES_MOST {
+            field.refuse(
+                reader,
+                format!("expected at most {RANGES_MOST} ranges, found {}", items.len()),
+            );
+        }
         let range = |item: &Field<'_>| item.value(reader, "an address range", AddressRange::parse);
         local.0 = items.iter().filter_map(range).collect();
     }

@@ -204,6 +204,13 @@ pub(super) fn only_excludes(key: SelectorKey) -> String {
     )
 }
 
+pub(super) fn not_of_a_connection(key: SelectorKey) -> String {
+    format!(
+        "{} does not select here: whose requests may be changed is decided when a connection is made",
+        key.as_str()
+    )
+}
+
 pub(super) fn key_names(exclude: bool) -> String {
     let keys = SelectorKey::ALL
         .into_iter()

@@ -126,7 +126,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("propagate: {enabled: on}", "c.yaml:1:22: propagate.enabled: expected auto, true or false, found \"on\""),
         (
             "propagate: {exclude: [{path: /x}]}",
-            "c.yaml:1:24: propagate.exclude[0].path: path can only exclude: a request is known too late to include it",
+            "c.yaml:1:24: propagate.exclude[0].path: path does not select here: whose requests may be changed is decided when a connection is made",
         ),
         (
             "capture: {sdk: maybe}",

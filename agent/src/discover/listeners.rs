@@ -21,7 +21,10 @@ pub struct Listener {
     pub port: u16,
 }
 
-/// The listening sockets of `pid`, without doubles. Empty where they cannot be read.
+/// The listening sockets of `pid`, without doubles. The kernel names them before any connection (`tcp_seq_start`), so that is
+/// all that is read of its tables.
+///
+/// Empty where they cannot be read.
 pub fn listeners(root: &ProcRoot, pid: u32) -> Vec<Listener> {
     let Some(netns) = netns_of(root, pid) else {
         return Vec::new();
@@ -37,10 +40,16 @@ pub fn listeners(root: &ProcRoot, pid: u32) -> Vec<Listener> {
         let _ = read_chunks(&root.of(pid, table), TABLE_BYTES, |bytes| {
             rest.push_str(&String::from_utf8_lossy(bytes));
             let whole = rest.rfind('\n').map_or(0, |end| end + 1);
-            let ports = rest.get(..whole).unwrap_or_default().lines().filter_map(listening);
+            let lines = rest.get(..whole).unwrap_or_default();
+            let ports = lines.lines().filter_map(listening);
             found.extend(ports.filter(|(_, inode)| sockets.contains(inode)).map(|(port, _)| port));
+            let is_past = lines.lines().any(|line| !is_heading(line) && listening(line).is_none());
             rest.drain(..whole);
-            std::ops::ControlFlow::Continue(())
+            if is_past {
+                std::ops::ControlFlow::Break(())
+            } else {
+                std::ops::ControlFlow::Continue(())
+            }
         });
     }
     let mut found: Vec<Listener> = found.into_iter().map(|port| Listener { netns, port }).collect();
@@ -69,6 +78,11 @@ fn number_in(link: &str, name: &str) -> Option<u64> {
     link.strip_prefix(name)?.strip_suffix(']')?.parse().ok()
 }
 
+/// The first line of /proc/net/tcp.
+fn is_heading(line: &str) -> bool {
+    line.trim_start().starts_with("sl ")
+}
+
 /// (port, inode) of a line of /proc/net/tcp that is a listening socket (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
 fn listening(line: &str) -> Option<(u16, u64)> {
     let mut words = line.split_ascii_whitespace();
@@ -95,6 +109,7 @@ mod tests {
                     0000000000000000 100 0 0 10 0";
         assert_eq!(listening(line), Some((8080, 123_456)));
         assert_eq!(listening(&line.replace(" 0A ", " 01 ")), None);
+        assert!(is_heading("  sl  local_address rem_address   st tx_queue") && !is_heading(line));
         assert_eq!(listening("  sl  local_address rem_address   st tx_queue"), None);
     }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use spanwire_common::abi::ProcessValue;
 
+use super::ingress::Change;
 use super::{ProcessLine, Worker};
 use crate::config::ProcessFacts;
 use crate::discover::listeners::{listeners, Listener};
@@ -55,12 +56,13 @@ impl Worker {
         };
         let permit = self.path.rewrite.permit(habits, &service_name(&process.info));
         let may_return = captured && permit.responses.is_ok();
-        let held = if may_return {
-            listeners(&ProcRoot::default(), pid)
-        } else {
-            Vec::new()
-        };
-        self.holds(pid, &held);
+        if !may_return {
+            let changes = self.ingress.forget(pid);
+            self.tell_ingress(&changes);
+        } else if self.ingress.is_new(pid) {
+            let changes = self.ingress.holds(pid, &listeners(&ProcRoot::default(), pid));
+            self.tell_ingress(&changes);
+        }
         let value = ProcessValue {
             include: masks.include,
             exclude: masks.exclude,
@@ -100,9 +102,9 @@ impl Worker {
         self.known.classified(line, masks);
     }
 
-    /// These are the listening sockets of a process whose responses may bear the trace id.
-    pub(super) fn holds(&mut self, pid: u32, held: &[Listener]) {
-        for change in self.ingress.holds(pid, held) {
+    /// Connections to these listening sockets are enrolled for their responses, or no longer.
+    pub(super) fn tell_ingress(&mut self, changes: &[Change]) {
+        for change in changes {
             let Listener { netns, port } = change.listener;
             if let Err(error) = self.path.kernel.set_ingress(netns, port, change.is_one) {
                 tracing::warn!(%error, port, "cannot tell the kernel side about a listening socket");

@@ -114,11 +114,12 @@ impl Worker {
         self.path.kernel.end_rewriting();
         self.degradations
             .retain(|text| !text.starts_with("messages leave without"));
-        self.begin_rewriting();
+        // Who may, before anybody does.
         for pid in self.known.pids() {
             let process = self.path.discoverer.lookup(pid, now_ns, now_ns);
             self.publish(pid, &process);
         }
+        self.begin_rewriting();
         tracing::info!(is_on = self.rewriting.is_on, "rewriting: settled anew");
     }
 

@@ -35,6 +35,9 @@ impl Worker {
                     self.take(event, now_ns);
                 }
             }
+            if self.rewriting.is_on {
+                self.path.kernel.release_leaving();
+            }
             self.keep_limits(now_ns);
         }
         if now_ns >= self.next_sweep_ns {

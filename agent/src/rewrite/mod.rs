@@ -11,13 +11,13 @@ use std::net::IpAddr;
 
 pub use self::modes::{Modes, Reason};
 pub use self::watch::Watch;
-use spanwire_common::abi::{self, process_flag, setting, PortValue, ProcessClass, ReturnLines, Settings, RETURN_BYTES};
+use spanwire_common::abi::{self, process_flag, setting, PortValue, ProcessClass, ReturnLines, RETURN_BYTES};
 use spanwire_common::protocol::traceparent::VALUE_BYTES;
 
 use crate::config::{
     AddressRange, Capture, Config, HeaderName, Ingress, ProcessFacts, ProcessMasks, SelectorRules, Switch,
 };
-use crate::sys::rewrite::Reach;
+use crate::sys::rewrite::{Masks, Reach};
 
 /// Ports of protocols that HTTP never shares them with: TLS, and those in which the server speaks first. (IANA's names:
 /// ftp, ssh, telnet, smtp, domain, pop3, imap, https, smtps, submission, ldaps, domain-s, ftps, imaps, pop3s, ms-sql-s, oracle,
@@ -135,6 +135,11 @@ impl Policy {
             destinations: self.destinations.iter().map(range_of).collect(),
             spared_ports: SPARED_PORTS.to_vec(),
             trusted: self.ingress.trust.iter().map(range_of).collect(),
+            ports: self.ports(),
+            any_port: Masks {
+                include: self.selectors.include_any_port(),
+                exclude: self.selectors.exclude_any_port(),
+            },
             return_lines: return_lines(&self.ingress),
             settings: self.settings(),
         }
@@ -220,24 +225,14 @@ impl Policy {
         }
     }
 
-    /// Adds the ports that the items name to those of `capture`.
-    pub fn add_ports(&self, ports: &mut Vec<(u16, PortValue)>) {
-        for (port, value) in self.selectors.ports() {
-            let (propagate_include, propagate_exclude) = (value.include, value.exclude);
-            let known = ports.iter().position(|(named, _)| *named == port);
-            let at = known.unwrap_or_else(|| {
-                ports.push((port, PortValue::default()));
-                ports.len() - 1
-            });
-            ports[at].1.propagate_include = propagate_include;
-            ports[at].1.propagate_exclude = propagate_exclude;
-        }
-    }
-
-    /// Adds the items that name no port.
-    pub fn add_settings(&self, settings: &mut Settings) {
-        settings.propagate_include_any_port = self.selectors.include_any_port();
-        settings.propagate_exclude_any_port = self.selectors.exclude_any_port();
+    /// The ports that the items name.
+    fn ports(&self) -> Vec<(u16, Masks)> {
+        let masks = |value: PortValue| Masks {
+            include: value.include,
+            exclude: value.exclude,
+        };
+        let ports = self.selectors.ports();
+        ports.into_iter().map(|(port, value)| (port, masks(value))).collect()
     }
 }
 
@@ -328,23 +323,13 @@ mod tests {
     }
 
     #[test]
-    fn ports_of_both_sections_are_one_table() {
-        let config = Config::from_yaml(
-            "f",
-            "propagate:\n  include: [{port: 80}, {port: 81}]\n  exclude: [{port: 99}]\n",
-        );
-        let mut ports = vec![(
-            81,
-            PortValue {
-                include: 4,
-                ..PortValue::default()
-            },
-        )];
-        Policy::new(&config.unwrap()).add_ports(&mut ports);
-        let of = |port| ports.iter().find(|(named, _)| *named == port).unwrap().1;
-        assert_eq!((of(81).include, of(81).propagate_include), (4, 2));
-        assert_eq!((of(80).include, of(80).propagate_include), (0, 1));
-        assert_eq!(of(99).propagate_exclude, 1);
+    fn items_are_told_by_their_ports() {
+        let text = "propagate:\n  include: [{port: 80}, {port: 81}, {comm: a}]\n  exclude: [{port: 99}]\n";
+        let reach = Policy::new(&Config::from_yaml("f", text).unwrap()).reach();
+        let of = |port| reach.ports.iter().find(|(named, _)| *named == port).unwrap().1;
+        assert_eq!((of(80).include, of(81).include, of(81).exclude), (1, 2, 0));
+        assert_eq!((of(99).include, of(99).exclude), (0, 1));
+        assert_eq!((reach.any_port.include, reach.any_port.exclude), (4, 0));
     }
 
     fn habits(class: ProcessClass, reads_blocking: Option<bool>) -> Habits {

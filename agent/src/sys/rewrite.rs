@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use aya::maps::{Array, HashMap, SockHash};
 use aya::programs::{CgroupAttachMode, Program, ProgramError, SkMsg, SockOps};
 use aya::Ebpf;
-use spanwire_common::abi::{ingress_key, setting, AddressRange, ReturnLines, RANGES_MOST};
+use spanwire_common::abi::{ingress_key, setting, AddressRange, PortValue, ReturnLines, RANGES_MOST};
 
 use super::kernel::{named, refused, Kernel, KernelError};
 use super::{pod, probe};
@@ -30,10 +30,21 @@ pub struct Reach {
     pub spared_ports: Vec<u16>,
     /// Peers whose inbound context is adopted; none: every peer's.
     pub trusted: Vec<AddressRange>,
+    /// Ports that items of `propagate.include` and `propagate.exclude` name: the masks of those items.
+    pub ports: Vec<(u16, Masks)>,
+    /// Items that name no port.
+    pub any_port: Masks,
     /// What is put into responses.
     pub return_lines: ReturnLines,
     /// What is done at all: [`setting::REWRITE`], [`setting::RETURN`].
     pub settings: u32,
+}
+
+/// Bits of items of `propagate`: those of `include`, those of `exclude`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Masks {
+    pub include: u32,
+    pub exclude: u32,
 }
 
 impl Kernel {
@@ -98,7 +109,10 @@ impl Kernel {
         if !reach.trusted.is_empty() {
             settings.flags |= setting::TRUST;
         }
+        settings.propagate_include_any_port = reach.any_port.include;
+        settings.propagate_exclude_any_port = reach.any_port.exclude;
         self.set_settings(settings)?;
+        self.set_ports_of_propagate(&reach.ports)?;
         let map = self.map("RETURN_LINES")?;
         let mut lines = Array::<_, pod::ReturnLines>::try_from(map).map_err(named("RETURN_LINES"))?;
         lines
@@ -110,6 +124,45 @@ impl Kernel {
             spared.insert(u32::from(*port), 1, 0).map_err(named("SPARED_PORTS"))?;
         }
         Ok(())
+    }
+
+    /// Takes the place of what was there, and leaves what PORTS holds for `capture`.
+    fn set_ports_of_propagate(&mut self, ports: &[(u16, Masks)]) -> Result<(), KernelError> {
+        let map = self.map("PORTS")?;
+        let mut table = HashMap::<_, u32, pod::Port>::try_from(map).map_err(named("PORTS"))?;
+        let mut named_now: Vec<u32> = table.keys().filter_map(Result::ok).collect();
+        named_now.extend(ports.iter().map(|(port, _)| u32::from(*port)));
+        for port in named_now {
+            let of_port = ports.iter().find(|(named, _)| u32::from(*named) == port);
+            let masks = of_port.map_or_else(Masks::default, |(_, masks)| *masks);
+            let mut value = table.get(&port, 0).unwrap_or(pod::Port(PortValue::default()));
+            value.0.propagate_include = masks.include;
+            value.0.propagate_exclude = masks.exclude;
+            table.insert(port, value, 0).map_err(named("PORTS"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the sockets out that are to leave and that no callback reaches any more (`LEAVING`). Returns how many.
+    pub fn release_leaving(&mut self) -> u64 {
+        let leaving = self.take_leaving().unwrap_or_default();
+        let sockets = self.ebpf().map_mut(ENROLLED);
+        let Some(Ok(mut sockets)) = sockets.map(SockHash::<_, u64>::try_from) else {
+            return 0;
+        };
+        // One that is closed meanwhile is out already.
+        let removed = leaving.iter().filter(|cookie| sockets.remove(cookie).is_ok());
+        removed.count() as u64
+    }
+
+    fn take_leaving(&mut self) -> Result<Vec<u64>, KernelError> {
+        let map = self.map("LEAVING")?;
+        let mut leaving = HashMap::<_, u64, u32>::try_from(map).map_err(named("LEAVING"))?;
+        let cookies: Vec<u64> = leaving.keys().filter_map(Result::ok).collect();
+        for cookie in &cookies {
+            let _ = leaving.remove(cookie);
+        }
+        Ok(cookies)
     }
 
     fn set_ranges(&mut self, name: &'static str, ranges: &[AddressRange]) -> Result<(), KernelError> {

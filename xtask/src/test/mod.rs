@@ -15,8 +15,9 @@ use crate::{apps, process, run, setup, vm, workspace};
 
 /// Tests that load eBPF programs and start real services, as root.
 const PRIVILEGED: &str = "spanwire-tests";
-/// A test program that runs longer than this hangs.
-const LIMIT_SECONDS: u32 = 1_800;
+/// A test program that runs longer than this hangs: in the ordinary run, and where kernels are emulated and loads are long.
+const LIMIT_SECONDS: u32 = 600;
+const LIMIT_OF_ALL_SECONDS: u32 = 5_400;
 /// The privileged programs that say whether the agent works on a kernel: every socket call, and whole trees.
 const ON_EVERY_KERNEL: [&str; 2] = ["calls", "trees"];
 /// A node has one agent at a time; and what a privileged test measured is worth reading when it passed, too.
@@ -57,17 +58,18 @@ pub(crate) fn test(all: bool) -> Result<ExitCode> {
     }
     env::set_var("CARGO_TARGET_DIR", workspace::target_dir()?);
 
+    let limit = if all { LIMIT_OF_ALL_SECONDS } else { LIMIT_SECONDS };
     let out = &mut std::io::stdout().lock();
     let mut tally = Tally::default();
     for program in &unit {
         announce(out, &program.name)?;
-        tally.add(results::run(limited(Command::new("timeout"), program), out)?);
+        tally.add(results::run(limited(Command::new("timeout"), limit, program), out)?);
     }
     announce(out, "documentation examples")?;
     tally.add(results::run(documentation(), out)?);
     for program in &privileged {
         announce(out, &program.name)?;
-        let mut command = limited(process::as_root("timeout".as_ref(), &ENVIRONMENT)?, program);
+        let mut command = limited(process::as_root("timeout".as_ref(), &ENVIRONMENT)?, limit, program);
         command.args(ONE_AT_A_TIME);
         tally.add(results::run(command, out)?);
     }
@@ -87,9 +89,9 @@ fn announce(out: &mut dyn Write, what: &str) -> Result<()> {
 }
 
 /// `timeout` around a test program, where cargo would run it.
-fn limited(mut timeout: Command, program: &Program) -> Command {
+fn limited(mut timeout: Command, limit_seconds: u32, program: &Program) -> Command {
     timeout
-        .args(["--foreground", "--kill-after=20", &LIMIT_SECONDS.to_string()])
+        .args(["--foreground", "--kill-after=20", &limit_seconds.to_string()])
         .arg(&program.executable)
         .current_dir(&program.directory)
         .env("CARGO_MANIFEST_DIR", &program.directory);
@@ -121,7 +123,7 @@ fn on_every_kernel(privileged: &[Program], out: &mut dyn Write) -> Result<Tally>
                 program.with_context(|| format!("there is no test program {target} to run on Linux {kernel}"))?;
             announce(out, &format!("{} on Linux {kernel}", program.name))?;
             let mut timeout = Command::new("timeout");
-            timeout.args(["--foreground", "--kill-after=20", &LIMIT_SECONDS.to_string()]);
+            timeout.args(["--foreground", "--kill-after=20", &LIMIT_OF_ALL_SECONDS.to_string()]);
             timeout
                 .arg(env::current_exe().context("cannot find out where xtask itself is")?)
                 .args(["vm", kernel, "--"]);
