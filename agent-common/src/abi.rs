@@ -234,6 +234,8 @@ pub struct ExchangeRecord {
     pub wire_span_id: [u8; 8],
     /// Trace id the other end bore when they met.
     pub wire_trace_id: [u8; 16],
+    /// The span id in a `server-timing: traceparent` of the response, zero if none: what a proxy passes on.
+    pub returned_span_id: [u8; 8],
     /// Wire key of the request's first byte: client (seq << 32 | ack), the same at both ends.
     pub wire_key: u64,
     /// Hash of the tenant header's value, 0 if none: see [`TextRecord`] with [`text::TENANT`].
@@ -605,7 +607,7 @@ pub struct PortValue {
 
 const _: () = {
     assert!(size_of::<RecordHeader>() == 16);
-    assert!(size_of::<ExchangeRecord>() == 528);
+    assert!(size_of::<ExchangeRecord>() == 536);
     assert!(size_of::<TextRecord>() == 808);
     assert!(size_of::<ProcessRecord>() == 208);
     assert!(size_of::<WireValue>() == 40);

@@ -229,7 +229,9 @@ unsafe fn fixed(
         r.response_last_ns = end_ns;
         *(&raw mut r.trace_id).cast::<[u64; 2]>() = ids::trace_id(request);
         *(&raw mut r.span_id).cast::<u64>() = exchange.span_id;
-        *(&raw mut r.header_parent_id).cast::<u64>() = ids::parent_id(request);
+        let (parent_id, returned_id) = ids::parent_and_returned(request);
+        *(&raw mut r.header_parent_id).cast::<u64>() = parent_id;
+        *(&raw mut r.returned_span_id).cast::<u64>() = returned_id;
         let (cause_span, wire_span) = if server {
             (0, exchange.related_span_id)
         } else {

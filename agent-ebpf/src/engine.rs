@@ -19,6 +19,7 @@ use crate::exchange::{
     RESPONSE_ENDS, RESPONSE_HEAD, RESPONSE_INTERIM, RESPONSE_OUT_OF_STEP, RESPONSE_OVERDUE, RESPONSE_UPGRADED,
 };
 use crate::global::global;
+use crate::ids;
 use crate::lines::{chunk_line, request_line, response_line, scan, skim_request, skim_response};
 use crate::maps::{blank_carry, CarryKey, PipelineKey, CARRY, PIPELINE};
 use crate::process::{is_to_note, note_process};
@@ -201,7 +202,14 @@ fn answer_line(state: &mut SockState, scratch: *mut Scratch) -> u32 {
     }
     // SAFETY: a live map value or the state's own.
     let method = unsafe { (*exchange).request.method };
-    response_line(state, scratch, u32::from(method))
+    let next = response_line(state, scratch, u32::from(method));
+    // SAFETY: as above; the cursor is part of a whole object.
+    let (request, cursor) = unsafe { (&mut (*exchange).request, &mut (*scratch).cursor) };
+    if cursor.returned != 0 {
+        ids::set_returned(request, cursor.returned);
+        cursor.returned = 0;
+    }
+    next
 }
 
 #[inline(always)]

@@ -215,7 +215,7 @@ fn process(bytes: &[u8]) -> Result<Box<ProcessRecord>, DecodeError> {
     check(
         KIND,
         "event",
-        (process_event::SEEN..=process_event::DEMOTED).contains(&record.event),
+        (process_event::SEEN..=process_event::LISTEN).contains(&record.event),
     )?;
     Ok(record)
 }

@@ -6,10 +6,11 @@ use spanwire_common::drop::UserDrop;
 use super::attempts::{began_ns, Maker};
 use super::judge::{self, has, Evidence, Runtime};
 use super::local::Place;
+use super::returned::Verdict;
 use super::union::Known;
 use super::wire::{Client, Pair};
 use super::{Assembler, Output};
-use crate::span::{ParentSource, SpanId, TraceId};
+use crate::span::{ParentSource, SpanId, TraceId, UnknownReason};
 
 /// Where OTLP over HTTP goes: telemetry is not traced, whoever sends it.
 const OTLP_PATHS: [&[u8]; 3] = [b"/v1/traces", b"/v1/metrics", b"/v1/logs"];
@@ -48,6 +49,9 @@ impl Assembler {
             self.server_arrived(&record, out);
         } else {
             self.client_arrived(&record);
+        }
+        if let Some((parent, child)) = self.returned.note(&record) {
+            self.merge(parent, child);
         }
         let waits = !is_server && self.take_evidence(&record);
         if record.tenant != 0 {
@@ -174,7 +178,7 @@ impl Assembler {
     /// process is needed first.
     fn take_evidence(&mut self, record: &ExchangeRecord) -> bool {
         let runtime = self.runtime(record);
-        let evidence = judge::client(record, runtime);
+        let evidence = self.evidence(record, runtime);
         let own = TraceId(record.trace_id);
         if let Evidence::Exact { source, trace, .. } = evidence {
             if source != ParentSource::Header && !has(record, flag::ADOPTED_HEADER) {
@@ -191,6 +195,23 @@ impl Assembler {
         }
         let class = judge::class_of(record, runtime);
         evidence == Evidence::Waits || (evidence == Evidence::Nothing && class == ProcessClass::Unclassified)
+    }
+
+    /// What is known of a client exchange's parent: by its own evidence, or else by the id that came back.
+    pub(super) fn evidence(&self, record: &ExchangeRecord, runtime: Runtime) -> Evidence {
+        let evidence = judge::client(record, runtime);
+        if matches!(evidence, Evidence::Exact { .. }) {
+            return evidence;
+        }
+        match self.returned.cause_of(record) {
+            Verdict::Silent => evidence,
+            Verdict::One(cause) => Evidence::Exact {
+                source: ParentSource::Header,
+                span: cause.span,
+                trace: cause.trace,
+            },
+            Verdict::Many => Evidence::Unknown(UnknownReason::Overlap),
+        }
     }
 
     /// By whom a client exchange was made, as far as attempts go.

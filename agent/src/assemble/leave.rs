@@ -122,7 +122,7 @@ impl Assembler {
     /// The parent of a client span, and how many failed attempts it follows.
     fn client_parent(&mut self, record: &ExchangeRecord) -> (Parent, u32) {
         let runtime = self.runtime(record);
-        let evidence = judge::client(record, runtime);
+        let evidence = self.evidence(record, runtime);
         let resend_count = match self.maker(record, runtime, evidence) {
             Some(maker) => self.number(maker, record),
             None => 0,

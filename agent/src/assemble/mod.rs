@@ -22,6 +22,7 @@ mod leave;
 mod local;
 mod process;
 mod recent;
+mod returned;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -162,6 +163,7 @@ pub struct Assembler {
     union: union::Union,
     /// (process, trace) of calls whose header an SDK made.
     sdk_traces: recent::Recent<(u32, TraceId), ()>,
+    returned: returned::Returned,
     shelf: texts::Shelf,
     attempts: attempts::Attempts,
     counted: Stats,
@@ -205,6 +207,7 @@ impl Assembler {
             seen: local::Seen::new(options.max_connections),
             union: union::Union::new(bounds.union),
             sdk_traces: recent::Recent::new(SDK_TRACES, SDK_SPAN_NS),
+            returned: returned::Returned::new(options.max_held, options.settle_ns),
             shelf: texts::Shelf::new(bounds.texts, bounds.tenants, bounds.tenant_traces),
             attempts: attempts::Attempts::new(bounds.makers),
             counted: Stats::default(),
@@ -250,6 +253,7 @@ impl Assembler {
         self.processes.advance(now_ns);
         self.wire.advance(now_ns);
         self.sdk_traces.advance(now_ns);
+        self.returned.advance(now_ns);
         self.seen.advance(now_ns);
         self.shelf.advance(now_ns);
         self.attempts.advance(now_ns);
@@ -320,11 +324,12 @@ impl Assembler {
             union_merged: self.union.merged(),
             union_taken_back: self.union.taken_back(),
             union_evicted: self.union.evicted(),
-            evicted: self.wire.evicted() + self.shelf.evicted(),
+            evicted: self.wire.evicted() + self.shelf.evicted() + self.returned.evicted(),
             texts_waiting: self.shelf.waiting(),
             remembered: self.processes.len()
                 + self.wire.len()
                 + self.union.len()
+                + self.returned.len()
                 + self.shelf.waiting()
                 + self.attempts.len(),
             ..self.counted

@@ -132,6 +132,8 @@ pub struct Cursor {
     pub beyond: u64,
     /// Hash of the text ([`crate::abi::text::TENANT`]), never 0 there.
     pub text_hash: u64,
+    /// Response: the span id in a `server-timing: traceparent` of its head (a word in memory order), 0 if none has come.
+    pub returned: u64,
     /// Next unparsed byte in the window.
     pub pos: u32,
     /// End of the valid bytes in the window.
@@ -551,4 +553,4 @@ fn hex_prefix(word: u64, count: u32) -> u64 {
     number::pack_hex(digits).swap_bytes() as u64 >> ((8 - count) * 4)
 }
 
-const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 80);
+const _: () = assert!(size_of::<Framing>() == 24 && size_of::<Cursor>() == 88);

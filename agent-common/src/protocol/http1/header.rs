@@ -45,6 +45,11 @@ impl Name {
             && self.has(w, 8, *b"-encodin")
             && self.has(w, 9, *b"encoding")
     }
+
+    #[inline(always)]
+    pub(super) fn is_server_timing(self, w: &Window) -> bool {
+        self.len == 13 && self.key == swar::word(*b"server-t") && self.has(w, 5, *b"r-timing")
+    }
 }
 
 /// Finds the value: its first byte and the position behind its last, blanks around it left out.

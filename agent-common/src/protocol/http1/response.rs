@@ -1,7 +1,8 @@
 //! Lines of a response head.
 
-use super::super::swar;
+use super::super::traceparent::VALUE_BYTES;
 use super::super::window::Window;
+use super::super::{number, swar};
 use super::framing::{cut, flag, give_up, line_done, not_http, phase, step, Cursor, Framing};
 use super::header;
 use super::request::Method;
@@ -23,7 +24,8 @@ pub fn response_line(f: &mut Framing, c: &mut Cursor, w: &Window, request_method
         return give_up(f, step::OPAQUE_FRAMING);
     };
     let length = name.is_content_length(w);
-    if !length && !name.is_transfer_encoding(w) {
+    let timing = name.is_server_timing(w);
+    if !length && !timing && !name.is_transfer_encoding(w) {
         return line_done(f, c);
     }
     if c.cut == cut::PARTIAL {
@@ -31,10 +33,28 @@ pub fn response_line(f: &mut Framing, c: &mut Cursor, w: &Window, request_method
         return step::MORE;
     }
     header::locate_value(c, w);
+    if timing {
+        server_timing(c, w);
+        return line_done(f, c);
+    }
     if length {
         header::content_length(f, c, w)
     } else {
         header::transfer_encoding(f, c, w)
+    }
+}
+
+/// `traceparent;desc="00-{trace id}-{span id}-{flags}"`, as we write it, alone in its line.
+#[inline(always)]
+fn server_timing(c: &mut Cursor, w: &Window) {
+    let from = c.value_from;
+    let ours = w.load8(from) == swar::word(*b"tracepar")
+        && w.load8(from + 8) == swar::word(*b"ent;desc")
+        && w.load8(from + 13) == swar::word(*b"esc=\"00-")
+        && c.value_to == from + 18 + VALUE_BYTES + 1;
+    let span_id = number::hex(w, from + 70, 16, false);
+    if ours && span_id.bad == 0 {
+        c.returned = span_id.value;
     }
 }
 

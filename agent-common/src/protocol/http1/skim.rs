@@ -37,7 +37,9 @@ pub fn skim_request(f: &mut Framing, r: &mut Request, c: &mut Cursor, w: &Window
 pub fn skim_response(f: &mut Framing, c: &mut Cursor, w: &Window) {
     skim(f, c, w, |key, start| {
         let four = key as u32;
-        (four == four_of(*b"cont") && is_length(w, start)) || four == four_of(*b"tran")
+        // `server:` comes with nearly every response.
+        let timing = key << 8 == swar::word(*b"server-\0") << 8;
+        (four == four_of(*b"cont") && is_length(w, start)) || four == four_of(*b"tran") || timing
     });
 }
 

@@ -70,6 +70,8 @@ pub struct Stream {
     window: Window,
     /// Lines that nobody asks for are passed over in one go, as the kernel side does. It changes nothing but the cost.
     pub skims: bool,
+    /// The span id that the response under way bears, 0 if none ([`Cursor::returned`]).
+    pub returned: u64,
     /// Steps taken so far: what a BPF loop has to allow for.
     pub steps: u64,
 }
@@ -86,6 +88,7 @@ impl Stream {
             carry: Vec::new(),
             window: Window::default(),
             skims: true,
+            returned: 0,
             steps: 0,
         }
     }
@@ -141,7 +144,11 @@ impl Stream {
                 Direction::Requests => request_line_or_header(f, &mut self.request, c, &self.window, &self.settings),
                 Direction::Responses(methods) => {
                     let method = methods.get(self.answered).copied().unwrap_or(Method::Get as u8);
-                    response_line(f, c, &self.window, method)
+                    let next = response_line(f, c, &self.window, method);
+                    if c.returned != 0 {
+                        self.returned = core::mem::take(&mut c.returned);
+                    }
+                    next
                 }
             },
             step::CHUNK_LINE => chunk_line(f, c, &self.window),

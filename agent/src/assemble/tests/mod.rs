@@ -7,5 +7,6 @@ mod exclusions;
 mod late;
 mod orders;
 mod retries;
+mod returned;
 mod server_parents;
 mod texts;
