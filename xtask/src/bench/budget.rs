@@ -79,36 +79,57 @@ pub(super) fn measure(bench: &Bench) -> Result<Section> {
 fn program_times(bench: &Bench, include: &Value, url: &str) -> Result<Vec<Row>> {
     let known = programs()?;
     let agent = Agent::start(&bench.agent, &bench.place, include, Sinks::Nothing, false)?;
-    let before = programs()?;
-    let switch = |on: &str| {
-        process::output(Command::new("sysctl").args(["-q", "-w", &format!("kernel.bpf_stats_enabled={on}")]))
-    };
-    switch("1")?;
-    let answered = hey(url, REQUESTS, PER_SECOND);
-    let after = programs();
-    switch("0")?;
-    let (answered, after) = (answered?, after?);
+    let (answered, times) = times_during(&known, || hey(url, REQUESTS, PER_SECOND))?;
     drop(agent);
     let mut rows = Vec::new();
-    for (id, name, time, runs) in after {
-        let time_before = before.iter().find(|(own, ..)| *own == id);
-        let is_new = known.iter().all(|(own, ..)| *own != id);
-        let Some((_, _, time_then, runs_then)) = time_before.filter(|_| is_new) else {
-            continue;
-        };
-        let (time, runs) = (time - time_then, runs - runs_then);
+    for Ran { name, time_ns, runs } in times {
         if runs > answered / 100.0 {
             rows.push(Row::shown(
                 format!("`{name}`: time per run, runs per request"),
-                format!("{:.0} ns, {:.2}", time / runs, runs / answered),
+                format!("{:.0} ns, {:.2}", time_ns / runs, runs / answered),
             ));
         }
     }
     Ok(rows)
 }
 
-/// Id, name, total time in ns and runs of every eBPF program in the kernel.
-fn programs() -> Result<Vec<(u64, String, f64, f64)>> {
+/// What an eBPF program did meanwhile.
+pub(super) struct Ran {
+    pub(super) name: String,
+    pub(super) time_ns: f64,
+    pub(super) runs: f64,
+}
+
+/// What the programs that were not `known` did while something ran, by the kernel's own statistics.
+pub(super) fn times_during<T>(known: &[Program], run: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Ran>)> {
+    let before = programs()?;
+    let switch = |on: &str| {
+        process::output(Command::new("sysctl").args(["-q", "-w", &format!("kernel.bpf_stats_enabled={on}")]))
+    };
+    switch("1")?;
+    let result = run();
+    let after = programs();
+    switch("0")?;
+    let mut ran = Vec::new();
+    for (id, name, time_ns, runs) in after? {
+        let then = before.iter().find(|(own, ..)| *own == id);
+        let is_new = known.iter().all(|(own, ..)| *own != id);
+        if let Some((_, _, time_then, runs_then)) = then.filter(|_| is_new) {
+            ran.push(Ran {
+                name,
+                time_ns: time_ns - time_then,
+                runs: runs - runs_then,
+            });
+        }
+    }
+    Ok((result?, ran))
+}
+
+/// Id, name, total time in ns and runs of an eBPF program.
+pub(super) type Program = (u64, String, f64, f64);
+
+/// Every eBPF program in the kernel.
+pub(super) fn programs() -> Result<Vec<Program>> {
     let text = process::output(Command::new("bpftool").args(["-j", "prog", "show"]))?;
     let list: Vec<Value> = serde_json::from_str(&text).context("bpftool's list is no JSON")?;
     let number = |program: &Value, key: &str| program[key].as_f64().unwrap_or(0.0);

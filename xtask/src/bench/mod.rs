@@ -10,6 +10,7 @@ mod idle;
 mod measure;
 mod nginx;
 mod page;
+mod rewriting;
 mod services;
 mod stage;
 
@@ -32,10 +33,11 @@ struct Bench {
 type Measure = fn(&Bench) -> Result<Section>;
 
 /// In the order of the page.
-const ALL: [(&str, Measure); 6] = [
+const ALL: [(&str, Measure); 7] = [
     ("nginx", nginx::measure),
     ("budget", budget::measure),
     ("cost", cost::measure),
+    ("rewriting", rewriting::measure),
     ("services", services::measure),
     ("ceiling", ceiling::measure),
     ("idle", idle::measure),

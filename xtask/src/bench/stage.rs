@@ -127,6 +127,18 @@ pub(super) struct Agent {
 impl Agent {
     /// Starts the agent on what the selectors name and waits until its hooks are attached.
     pub(super) fn start(program: &Path, place: &Place, include: &Value, sinks: Sinks, count: bool) -> Result<Self> {
+        Self::start_with(program, place, include, sinks, count, &json!({}))
+    }
+
+    /// The same with further sections of the configuration.
+    pub(super) fn start_with(
+        program: &Path,
+        place: &Place,
+        include: &Value,
+        sinks: Sinks,
+        count: bool,
+        sections: &Value,
+    ) -> Result<Self> {
         let port = free_port()?;
         let store = place.path().join("store");
         let _ = fs::remove_dir_all(&store);
@@ -137,12 +149,15 @@ impl Agent {
             }]),
             _ => json!([]),
         };
-        let config = json!({
+        let mut config = json!({
             "capture": {"include": include},
             "export": export,
             "store": {"enabled": sinks == Sinks::Store, "path": store},
             "api": {"listen": format!("127.0.0.1:{port}")},
         });
+        for (name, section) in sections.as_object().into_iter().flatten() {
+            config[name] = section.clone();
+        }
         let config = place.write("spanwire.yaml", &config.to_string())?;
         let mut command = Command::new(program);
         command.args(["run", "--config"]).arg(config);

@@ -7,6 +7,10 @@ use crate::span::{ParentSource, UnknownReason};
 
 const PROXY: u32 = 50;
 
+#[allow(
+    clippy::large_types_passed_by_value,
+    reason = "builders hand it on by value, and so read as one line"
+)]
 fn passes(exchange: Exchange, id: u64) -> Exchange {
     let exchange = exchange
         .pid(PROXY)
