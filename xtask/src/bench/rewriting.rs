@@ -66,7 +66,7 @@ impl Proxied {
 }
 
 fn injected(agent: &Agent) -> Result<f64> {
-    agent.metric("spanwire_injections_total", "result=\"injected\"")
+    agent.metric("spanwire_injections_total", "result=\"ok\"")
 }
 
 fn clients(agent: &Agent) -> Result<f64> {
