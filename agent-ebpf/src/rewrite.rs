@@ -32,7 +32,7 @@ use crate::state::{
     Exchange, Preview, Scratch, SockState, ASKS_PREPARED, ASKS_TO_LEAVE, ASKS_TO_STAY, EX_HEAD, EX_OPEN, NOWHERE,
     REWRITE_ENROLLED, REWRITE_PERSISTENT, REWRITE_RETURNS, ROLE_SERVER, SOCK_CONNECTING, SOCK_LATE, SOCK_OPAQUE, TX,
 };
-use crate::{access, arch, response};
+use crate::{access, arch, enrol, response};
 
 /// A longer head is left alone: servers answer 431 to heads over 8 KiB (nginx, Apache, Tomcat).
 const HEAD_BYTES: u32 = 7_680;
@@ -77,11 +77,13 @@ pub fn on_message(message: Message) -> bool {
     // SAFETY: non-null: a whole state.
     let known = unsafe { &mut *state };
     known.inserted = 0;
-    if known.asks & ASKS_TO_LEAVE != 0 || known.rewrite & REWRITE_ENROLLED == 0 {
+    // One without any bit was enrolled by user space: see `take_in`.
+    let is_enrolled = known.rewrite == 0 || known.rewrite & REWRITE_ENROLLED != 0;
+    if known.asks & ASKS_TO_LEAVE != 0 || !is_enrolled {
         return true;
     }
     let verdict = examine(message, sk, known, settings);
-    let stays = known.rewrite & REWRITE_PERSISTENT != 0 && !sk.is_blocking();
+    let stays = (known.rewrite == 0 || known.rewrite & REWRITE_PERSISTENT != 0) && !sk.is_blocking();
     if verdict == ALIEN || (verdict == DONE && !stays) {
         ask_to_leave(known);
     } else if verdict == DONE {
@@ -95,7 +97,7 @@ pub fn on_message(message: Message) -> bool {
 #[inline(always)]
 fn ask_to_leave(known: &mut SockState) {
     known.asks |= ASKS_TO_LEAVE;
-    if known.asks & ASKS_TO_STAY != 0 {
+    if known.asks & ASKS_TO_STAY != 0 || known.rewrite == 0 {
         let cookie = known.cookie;
         let _ = LEAVING.insert(&cookie, &1, 0);
     }
@@ -107,8 +109,12 @@ fn examine(message: Message, sk: Sock, known: &mut SockState, settings: &Setting
     let returns = known.rewrite & REWRITE_RETURNS != 0;
     let switch = if returns { setting::RETURN } else { setting::REWRITE };
     let off = settings.flags & switch == 0 || returns != (known.role == ROLE_SERVER);
-    if off || known.flags & (SOCK_OPAQUE | SOCK_LATE) != 0 {
+    if off || known.flags & SOCK_OPAQUE != 0 {
         return ALIEN;
+    }
+    if known.flags & SOCK_LATE != 0 {
+        // Where a message begins is not known yet.
+        return DONE;
     }
     if message.size() > message.visible() && message.size() <= ONE_ELEMENT {
         // What cannot be made one element goes as it is.
@@ -166,7 +172,10 @@ fn look_at(message: *mut sk_msg_md, sk: Sock, state: *mut SockState, preview: *m
     // SAFETY: whole objects.
     let (known, preview) = unsafe { (&mut *state, &mut *preview) };
     let copy = copied_state(preview);
-    if copy.is_null() || !is_asked(sk, scratch) || !prepare(message, known, copy, scratch) {
+    if copy.is_null() || !is_asked(sk, scratch) || (known.rewrite == 0 && !take_in(known, sk, scratch)) {
+        return ALIEN;
+    }
+    if !prepare(message, known, copy, scratch) {
         return ALIEN;
     }
     let mut verdict = MORE;
@@ -213,6 +222,28 @@ fn is_asked(sk: Sock, scratch: *mut Scratch) -> bool {
     identify(sk, call, sk.family(), TX);
     // What the send's own hook will not be able to read is no span, and must not be told of to anybody.
     arch::sends_from_user_memory() && admit(call, settings) && call.process_flags & process_flag::REWRITES != 0
+}
+
+/// A connection that is older than the agent, or than what is known of its process: user space has enrolled the socket, and the
+/// same is asked of it as of one that connects. Nobody calls back for it.
+///
+/// verifier: as [`look_at`].
+#[inline(never)]
+fn take_in(known: &mut SockState, sk: Sock, scratch: *mut Scratch) -> bool {
+    let Some(settings) = SETTINGS.get_ptr(0) else {
+        return false;
+    };
+    // SAFETY: a whole object, an element of an array.
+    let (call, settings) = unsafe { (&mut (*scratch).call, &*settings) };
+    (call.local_addr, call.remote_addr) = sk.addresses(sk.family());
+    let wanted = enrol::wanted(call, settings);
+    if wanted & REWRITE_PERSISTENT == 0 {
+        return false;
+    }
+    known.rewrite = wanted | REWRITE_ENROLLED;
+    known.asks |= ASKS_TO_STAY;
+    count(KernelCounter::Enrolled);
+    true
 }
 
 /// Makes the copy, and has the message's first bytes in view. False if that cannot be done.

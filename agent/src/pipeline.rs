@@ -12,6 +12,7 @@
 
 mod ingress;
 mod known;
+mod older;
 mod processes;
 mod rewriting;
 mod snapshot;
@@ -30,6 +31,7 @@ use spanwire_common::drop::UserDrop;
 
 use self::ingress::Ingress;
 use self::known::Known;
+use self::older::Older;
 pub use self::rewriting::{Control, Rewriting};
 pub use self::snapshot::{ProcessLine, Snapshot};
 use self::unmet::{Missing, Unmet};
@@ -209,6 +211,8 @@ struct Worker {
     tell: Sender<Control>,
     /// Listening sockets whose connections are enrolled.
     ingress: Ingress,
+    /// Connections that were there before.
+    older: Older,
     /// What does not work as it should on this node.
     degradations: Vec<String>,
     next_turns_ns: u64,
@@ -240,6 +244,7 @@ impl Worker {
             control,
             tell,
             ingress: Ingress::default(),
+            older: Older::default(),
             degradations: Vec::new(),
             next_turns_ns: 0,
             next_sweep_ns: 0,
@@ -301,6 +306,7 @@ impl Worker {
                 }
                 process_event::EXIT => {
                     self.path.discoverer.on_exit(record.pid, now_ns);
+                    self.older.permit(record.pid, false);
                     let changes = self.ingress.forget(record.pid);
                     self.tell_ingress(&changes);
                 }
@@ -414,6 +420,7 @@ impl Worker {
 
     /// Detaches, then empties every stage into the sinks.
     fn finish(mut self) {
+        self.older.end();
         self.path.kernel.detach();
         let now_ns = kernel::monotonic_ns();
         while self.drain(now_ns) > 0 {}

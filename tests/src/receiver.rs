@@ -34,6 +34,8 @@ pub struct Received {
     pub path: String,
     pub head: String,
     pub body: Vec<u8>,
+    /// The port it came from: which connection it came on.
+    pub port: u16,
 }
 
 /// The endpoint; it stops listening when dropped.
@@ -195,5 +197,6 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> Option<Received> {
             .unwrap_or(0);
         reader.take(length).read_to_end(&mut body).ok()?;
     }
-    Some(Received { path, head, body })
+    let port = reader.get_ref().peer_addr().ok()?.port();
+    Some(Received { path, head, body, port })
 }

@@ -330,3 +330,77 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
     }
     cases.finish();
 }
+
+/// Requests over one connection that was made before the agent started, and the share of them that has to bear a header: the
+/// first ones show where a request begins, and what process it is.
+const KEPT: usize = 40;
+const KEPT_SHARE: f64 = 0.8;
+
+/// A service of an event loop that has called before, and calls again on the same connection.
+fn older_connection(name: &str, start: impl Fn(&Place, &Calls) -> Result<App>) -> Result<String> {
+    let place = Place::new("older")?;
+    let receiver = Receiver::start(Manner::Accept)?;
+    let app = start(&place, &Calls::none().to_url("r", receiver.url()))?;
+    let ask = |request: String| -> Result<()> {
+        let response = Connection::open(&app.target)?.get(&format!("/r/{request}"))?;
+        ensure!(response.status == 200, "{name}: status {}", response.status);
+        ensure!(response.text().contains(&request), "{name}: {}", response.text());
+        Ok(())
+    };
+    for number in 0..3 {
+        ask(format!("before{number}"))?;
+    }
+    let agent = Agent::start(&Setup::of_services(&[&app.service]))?;
+    ask("first".into())?;
+    sleep(WITHIN);
+    for number in 0..KEPT {
+        ask(format!("after{number}"))?;
+    }
+    let received = receiver.received();
+    let ports: BTreeSet<u16> = received.iter().map(|request| request.port).collect();
+    ensure!(ports.len() == 1, "{} connections", ports.len());
+    let after = received.iter().filter(|request| request.path.contains("after"));
+    let lines = |request: &spanwire_tests::receiver::Received| {
+        let mut found: Vec<String> = Vec::new();
+        found.extend(
+            request
+                .head
+                .lines()
+                .filter(|line| line.starts_with("traceparent: "))
+                .map(str::to_owned),
+        );
+        found
+    };
+    let headers: Vec<Vec<String>> = after.map(lines).collect();
+    ensure!(headers.len() == KEPT, "{} of {KEPT} requests arrived", headers.len());
+    ensure!(headers.iter().all(|lines| lines.len() <= 1), "twice: {headers:#?}");
+    let ids: BTreeSet<&str> = headers.iter().flatten().filter_map(|line| line.get(16..48)).collect();
+    ensure!(
+        ids.len() as f64 >= KEPT_SHARE * KEPT as f64,
+        "{} of {KEPT} requests bear a header of their own; {:?}",
+        ids.len(),
+        agent
+            .metrics()?
+            .nonzero(&["spanwire_kernel_notes_total", "spanwire_injections_total"])
+    );
+    agent.drained()?;
+    for id in &ids {
+        ensure!(!agent.trace(id)?.is_empty(), "{id} is no trace");
+    }
+    Ok(format!(
+        "{} of {KEPT} requests on a connection that is older than the agent",
+        ids.len()
+    ))
+}
+
+#[test]
+fn a_connection_that_is_older_than_the_agent_is_joined() {
+    let mut cases = Cases::new("rewriting: older connections");
+    cases.run("Node", || {
+        older_connection("Node", |place, calls| node::node("node", place, calls))
+    });
+    cases.run("aiohttp", || {
+        older_connection("aiohttp", |place, calls| python::aiohttp("aiohttp", place, calls))
+    });
+    cases.finish();
+}

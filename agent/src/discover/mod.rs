@@ -19,6 +19,7 @@
 pub mod addresses;
 mod cache;
 mod cgroup;
+pub mod connections;
 mod elf;
 mod environment;
 pub mod listeners;
@@ -28,6 +29,7 @@ mod process;
 mod procfs;
 pub mod runtime;
 mod script;
+mod sockets;
 
 pub use cache::{Discoverer, Hint, Limits};
 pub use cgroup::{container_id, CgroupMount, CgroupPlace};

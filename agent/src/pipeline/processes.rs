@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use spanwire_common::abi::ProcessValue;
+use spanwire_common::abi::{process_flag, ProcessValue};
 
 use super::ingress::Change;
 use super::{ProcessLine, Worker};
@@ -63,6 +63,7 @@ impl Worker {
             let changes = self.ingress.holds(pid, &listeners(&ProcRoot::default(), pid));
             self.tell_ingress(&changes);
         }
+        let may_stay = captured && permit.flags & process_flag::REWRITES_ALL != 0;
         let value = ProcessValue {
             include: masks.include,
             exclude: masks.exclude,
@@ -75,6 +76,7 @@ impl Worker {
         if let Err(error) = self.tell_kernel(pid, value) {
             tracing::warn!(%error, pid, "cannot tell the kernel side about a process");
         }
+        self.older.permit(pid, may_stay);
         self.path.assembler.set_class(pid, verdict.class, !captured);
         if let Some(parent) = process.info.ancestors.first() {
             self.path.assembler.set_parent(pid, *parent);

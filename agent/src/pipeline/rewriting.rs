@@ -59,6 +59,10 @@ impl Worker {
             return self.degrade(format!("messages leave without trace context: {error}"));
         }
         self.rewriting.is_on = true;
+        let older = self.path.kernel.enrolled().map_err(anyhow::Error::from);
+        if let Err(error) = older.and_then(|enrolled| Ok(self.older.begin(enrolled)?)) {
+            self.degrade(format!("connections older than the agent are only watched: {error}"));
+        }
         for hook in crate::sys::rewrite::HOOKS {
             self.path.counters.set_hook(hook, true);
         }
@@ -66,6 +70,7 @@ impl Worker {
 
     /// Every socket is its own again, now.
     fn end_rewriting(&mut self, reason: &str) {
+        self.older.end();
         self.path.kernel.end_rewriting();
         for hook in crate::sys::rewrite::HOOKS {
             self.path.counters.set_hook(hook, false);
@@ -111,6 +116,7 @@ impl Worker {
     }
 
     fn begin_again(&mut self, now_ns: u64) {
+        self.older.end();
         self.path.kernel.end_rewriting();
         self.degradations
             .retain(|text| !text.starts_with("messages leave without"));

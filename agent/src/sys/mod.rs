@@ -6,6 +6,7 @@ pub mod hooks;
 pub mod kernel;
 pub mod memory;
 mod object;
+pub mod older;
 pub mod pod;
 pub mod probe;
 pub mod rewrite;

@@ -9,6 +9,7 @@ use aya::Ebpf;
 use spanwire_common::abi::{ingress_key, setting, AddressRange, PortValue, ReturnLines, RANGES_MOST};
 
 use super::kernel::{named, refused, Kernel, KernelError};
+use super::older::Enrolled;
 use super::{pod, probe};
 
 /// The program that sees the points in the life of a TCP connection.
@@ -76,6 +77,14 @@ impl Kernel {
         unload(ebpf, REWRITE);
         // Those whose enrolment came in between.
         release_all(ebpf);
+    }
+
+    /// The sockets that are enrolled, for whoever adds to them.
+    ///
+    /// # Errors
+    /// [`KernelError::Map`], [`KernelError::Missing`].
+    pub fn enrolled(&mut self) -> Result<Enrolled, KernelError> {
+        Enrolled::of(self.ebpf())
     }
 
     fn allow_rewriting(&mut self, what: u32) -> Result<(), KernelError> {
