@@ -28,6 +28,8 @@ const REST_MS: std::ops::Range<u64> = 500..1_000;
 const REQUESTS: std::ops::Range<u32> = 3..8;
 /// Without a whole response for so long, a request has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// A delayed acknowledgement takes 40 ms or more.
+const STALL_MS: u64 = 38;
 const TICK: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 2_000_000,
@@ -280,6 +282,7 @@ impl Slot {
         let took = under_way.since.elapsed().as_millis() as u64;
         let mut count = shared.answered(whole.added);
         count.slowest_ms = count.slowest_ms.max(took);
+        count.stalled += u64::from(took >= STALL_MS);
         count.went_on += u64::from(self.last_returned && !whole.added);
         self.last_returned = whole.added;
         self.under_way = None;

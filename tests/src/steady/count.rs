@@ -52,6 +52,8 @@ pub struct Called {
     pub faults: Faults,
     /// The longest time from a request to its whole response, uploads apart.
     pub slowest_ms: u64,
+    /// Requests, uploads apart, whose whole response came no sooner than a delayed acknowledgement does.
+    pub stalled: u64,
     /// Connections made.
     pub connections: u64,
     /// No request is under way and none will be.

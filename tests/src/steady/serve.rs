@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::buffer::spare_capacity;
 use rustix::event::{epoll, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use rustix::net::{sockopt, RecvFlags, SendFlags, SocketFlags};
 
 use super::count::{now_ms, tell, Served, EVERY};
 use super::wire::{compare, Asked, Lane, LANES};
@@ -17,6 +17,8 @@ use crate::differential::socket::{listen, wait};
 
 /// The header that a request may have gained.
 const ADDED: &str = "traceparent";
+/// Small enough that an upload does not fit into both ends' buffers.
+const BUFFER: usize = 32 << 10;
 /// An upload is read in pieces of this size, with pauses, so that its sender waits in its call.
 const PIECE: usize = 16 << 10;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -56,6 +58,7 @@ enum Then {
 /// Serves for ever.
 pub fn serve(port: u16) -> Result<()> {
     let listener = listen(port)?;
+    sockopt::set_socket_recv_buffer_size(&listener, BUFFER)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(
         &epoll,

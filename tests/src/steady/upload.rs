@@ -14,7 +14,7 @@ use crate::differential::exchange::Options;
 use crate::differential::socket::{connect, wait, Mode};
 
 /// Its sender has room for this much, and waits with the rest.
-const BUFFER: usize = 64 << 10;
+const BUFFER: usize = 32 << 10;
 /// Requests of a connection.
 const REQUESTS: u32 = 3;
 

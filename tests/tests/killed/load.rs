@@ -9,7 +9,7 @@ use serde_json::json;
 use spanwire_tests::agent::Setup;
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::App;
-use spanwire_tests::place::{free_port, program, Place};
+use spanwire_tests::place::{free_port, Place};
 use spanwire_tests::service::{Launch, Service, Target};
 use spanwire_tests::steady::count::{last, now_ms, Called, Served};
 use spanwire_tests::steady::wire::Lane;
@@ -54,7 +54,7 @@ pub(crate) struct Now {
 impl Load {
     pub(crate) fn start(place: &Place) -> Result<Self> {
         let port = free_port()?;
-        let server = steady("server", place)?.args(["serve", &port.to_string()]);
+        let server = steady("server", place).args(["serve", &port.to_string()]);
         let server = server.start(&[Target::loopback(port)])?;
         // Connections behind the proxy are made anew often, so that every agent meets new ones.
         let nginx = Site::new()
@@ -68,7 +68,7 @@ impl Load {
             .start("proxy", place)?;
         let stop = place.join("stop");
         let lanes = CONNECTIONS.map(|(lane, count)| format!("{}={count}", lane.name()));
-        let caller = steady("caller", place)?
+        let caller = steady("caller", place)
             .args(["call", &port.to_string(), &nginx.target.port()?.to_string()])
             .arg(&stop)
             .args(lanes)
@@ -169,9 +169,9 @@ fn tail(log: &str) -> String {
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
-/// The program under a lower priority: an agent has to get its share of the processor.
-fn steady(name: &str, place: &Place) -> Result<Launch> {
-    Ok(Launch::new(name, program("nice")?, place).args(["-n", "15", env!("CARGO_BIN_EXE_spanwire-steady")]))
+/// One side. It takes a fraction of a processor, and leaves the rest to the agent.
+fn steady(name: &str, place: &Place) -> Launch {
+    Launch::new(name, env!("CARGO_BIN_EXE_spanwire-steady").into(), place)
 }
 
 impl Now {

@@ -182,14 +182,16 @@ fn answered(load: Load) -> Result<String> {
     }
     let rewritten = Lane::ALL.map(|lane| format!("{} {}", lane.name(), now.lane(lane)));
     Ok(format!(
-        "{} requests over {} connections, 0 failed; with a header added: {} of {} requests ({}), {} responses; longest wait {} ms",
+        "{} requests over {} connections, 0 failed; with a header added: {} of {} requests ({}), {} responses; longest wait {} ms, \
+         {} of 38 ms or more",
         called.answered,
         called.connections,
         now.requests_rewritten(),
         served.heads.iter().sum::<u64>(),
         rewritten.join(", "),
         called.returned,
-        called.slowest_ms
+        called.slowest_ms,
+        called.stalled
     ))
 }
 
