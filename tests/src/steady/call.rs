@@ -40,6 +40,7 @@ pub(super) const OPTIONS: Options = Options {
     receive_buffer: None,
     read_size: 1 << 16,
     peeks: false,
+    asks_fionread: false,
     slow_us: 0,
 };
 
