@@ -35,7 +35,7 @@ const STALL: u64 = 38_000;
 
 /// What a round's agent sees, and may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Seeing {
+pub(crate) enum Seeing {
     /// Both ends, as it decides by itself.
     Both,
     /// Both ends; sockets that do not block stay enrolled, whatever FIONREAD says on this kernel. So nobody asks it.
@@ -53,7 +53,7 @@ impl Seeing {
         }
     }
 
-    fn setup(self) -> Setup {
+    pub(crate) fn setup(self) -> Setup {
         match self {
             Self::Both => rewriting(),
             Self::BothStaying => rewriting().with("propagate", "enabled", json!(true)),
@@ -63,7 +63,7 @@ impl Seeing {
         }
     }
 
-    fn fionread(self) -> &'static str {
+    pub(crate) fn fionread(self) -> &'static str {
         match self {
             Self::Both => "asks",
             Self::BothStaying | Self::ServersStaying => "never-asks",
@@ -105,7 +105,7 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
 }
 
 /// Another one every time, unless `SPANWIRE_SEED` names it.
-fn seed() -> Result<u64> {
+pub(crate) fn seed() -> Result<u64> {
     let seed = match std::env::var("SPANWIRE_SEED") {
         Ok(text) => text.parse().context("SPANWIRE_SEED is no number")?,
         Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
@@ -211,7 +211,7 @@ impl Total {
 }
 
 /// The first of each kind, and how many there are. The kind is the third field of a record.
-fn print_by_kind(texts: &[String]) {
+pub(crate) fn print_by_kind(texts: &[String]) {
     let mut kinds: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for text in texts {
         kinds
@@ -233,7 +233,7 @@ fn play(place: &Place, seed: u64, numbers: (u32, u32), seeing: Seeing, name: &st
 }
 
 /// A run under way: two clients, two servers, and two that speak first; of each kind one in either mode.
-struct Playing {
+pub(crate) struct Playing {
     clients: Vec<Service>,
     // They end when they are dropped, after the clients.
     _servers: Vec<Service>,
@@ -243,7 +243,7 @@ struct Playing {
 
 impl Playing {
     /// Plays the numbers.
-    fn start(place: &Place, seed: u64, (from, to): (u32, u32), fionread: &str, name: &str) -> Result<Self> {
+    pub(crate) fn start(place: &Place, seed: u64, (from, to): (u32, u32), fionread: &str, name: &str) -> Result<Self> {
         let mut files: Vec<PathBuf> = Vec::new();
         let mut file = |who: &str| {
             let file = place.join(&format!("{name}-{from}-{who}"));
@@ -283,8 +283,18 @@ impl Playing {
         })
     }
 
+    /// A client still has exchanges to play.
+    pub(crate) fn goes_on(&mut self) -> Result<bool> {
+        for client in &mut self.clients {
+            if client.ended()?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Waits for the end, and reads what everybody saw.
-    fn finish(mut self) -> Result<Run> {
+    pub(crate) fn finish(mut self) -> Result<Run> {
         for client in &mut self.clients {
             let status = client.wait_end(ROUND_LIMIT)?;
             ensure!(
