@@ -14,7 +14,7 @@ use spanwire_tests::place::Place;
 use crate::bulk::{print_by_kind, seed, Playing, Seeing};
 
 /// Exchanges of one load, played again while there are agents to be killed.
-const LOAD: u32 = 30_000;
+const LOAD: u32 = 20_000;
 const LOADS: u32 = 10;
 const KILLED: usize = 5;
 /// Messages that an agent has rewritten before it counts.
