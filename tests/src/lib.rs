@@ -14,6 +14,7 @@
 //! - [`kernel`], [`metrics`]: what is loaded in the kernel, and what the agent counts
 //! - [`manifests`], [`pod`]: the files of `deploy/`, and the agent started as they say
 //! - [`differential`]: exchanges of which every byte is known, played without and with the agent
+//! - [`steady`]: a thousand connections that are kept, each byte of them known, for an agent that comes and goes
 //! - [`cases`]: several cases against one set of services, all run, all reported
 //!
 //! The tests need root (the agent loads eBPF programs) and the packages that `cargo xtask` installs. A test that
@@ -39,3 +40,4 @@ pub mod receiver;
 pub mod search;
 pub mod service;
 pub mod spans;
+pub mod steady;

@@ -1,8 +1,10 @@
 //! Plays one side of many generated exchanges, in a process of its own that an agent can trace like any other.
 //!
-//! `spanwire-exchanges serve MODE SEED PORT THREADS FILE NAMES`
-//! `spanwire-exchanges call MODE SEED FROM TO STEP THREADS FILE NAMES PORT...`: numbers FROM, FROM + STEP, ... below TO;
-//! the second half of the ports is for exchanges in which the server speaks first
+//! `spanwire-exchanges serve MODE FIONREAD SEED PORT THREADS FILE NAMES`
+//! `spanwire-exchanges call MODE FIONREAD SEED FROM TO STEP THREADS FILE NAMES PORT...`: numbers FROM, FROM + STEP, ... below
+//! TO; the second half of the ports is for exchanges in which the server speaks first
+//!
+//! MODE is `blocking` or `polling`; FIONREAD is `asks` or `never-asks`, as a runtime does or does not.
 //!
 //! Every exchange is one line of FILE.
 
@@ -15,7 +17,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
-use spanwire_tests::differential::exchange::Side;
+use spanwire_tests::differential::exchange::{Exchange, Side};
 use spanwire_tests::differential::generate::generate;
 use spanwire_tests::differential::play::{play, Slot};
 use spanwire_tests::differential::record::{Record, Seen};
@@ -27,12 +29,19 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// What both sides are started with.
 struct Work {
     mode: Mode,
+    asks_fionread: bool,
     seed: u64,
     names: Vec<String>,
     out: Mutex<File>,
 }
 
 impl Work {
+    fn exchange(&self, number: u32) -> Exchange {
+        let mut exchange = generate(self.seed, number);
+        exchange.options.asks_fionread &= self.asks_fionread;
+        exchange
+    }
+
     fn write(&self, side: &str, number: u32, kind: &str, seen: Seen) {
         let record = Record {
             key: (number, format!("{side} {}", self.mode.name())),
@@ -50,27 +59,33 @@ fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["serve", mode, seed, port, threads, file, names] => {
-            serve(&work(mode, seed, file, names)?, port.parse()?, threads.parse()?)
+        ["serve", mode, fionread, seed, port, threads, file, names] => {
+            serve(&work(mode, fionread, seed, file, names)?, port.parse()?, threads.parse()?)
         }
-        ["call", mode, seed, from, to, step, threads, file, names, ports @ ..] => {
+        ["call", mode, fionread, seed, from, to, step, threads, file, names, ports @ ..] => {
             let ports = ports.iter().map(|port| port.parse()).collect::<Result<Vec<u16>, _>>()?;
             let numbers = Numbers {
                 next: AtomicU32::new(from.parse()?),
                 end: to.parse()?,
                 step: step.parse()?,
             };
-            call(&work(mode, seed, file, names)?, &numbers, threads.parse()?, &ports)
+            call(&work(mode, fionread, seed, file, names)?, &numbers, threads.parse()?, &ports)
         }
         _ => bail!(
-            "usage: serve MODE SEED PORT THREADS FILE NAMES, or call MODE SEED FROM TO STEP THREADS FILE NAMES PORT..."
+            "usage: serve MODE FIONREAD SEED PORT THREADS FILE NAMES, or call MODE FIONREAD SEED FROM TO STEP THREADS FILE NAMES \
+             PORT..."
         ),
     }
 }
 
-fn work(mode: &str, seed: &str, file: &str, names: &str) -> Result<Work> {
+fn work(mode: &str, fionread: &str, seed: &str, file: &str, names: &str) -> Result<Work> {
     Ok(Work {
         mode: Mode::parse(mode).context("a mode is blocking or polling")?,
+        asks_fionread: match fionread {
+            "asks" => true,
+            "never-asks" => false,
+            other => bail!("{other} is neither asks nor never-asks"),
+        },
         seed: seed.parse()?,
         names: names.split(',').map(str::to_owned).collect(),
         out: Mutex::new(OpenOptions::new().create(true).append(true).open(file)?),
@@ -110,7 +125,7 @@ fn call(work: &Work, numbers: &Numbers, threads: usize, ports: &[u16]) -> Result
 
 fn call_all(work: &Work, numbers: &Numbers, ports: &[u16], slot: &Slot) {
     while let Some(number) = numbers.take() {
-        let exchange = generate(work.seed, number);
+        let exchange = work.exchange(number);
         // A server that speaks first has a port of its own, as it would have. The numbers of this process differ by the
         // step; what is left over by that chooses among the servers of a kind.
         let (usual, first) = ports.split_at(ports.len() / 2);
@@ -141,7 +156,7 @@ fn serve(work: &Work, port: u16, threads: usize) -> Result<()> {
                 let Ok((stream, Some(number))) = accept(listener, work.mode) else {
                     continue;
                 };
-                let exchange = generate(work.seed, number);
+                let exchange = work.exchange(number);
                 // What an application sets late is set before its first byte.
                 let _ = set(&stream, &exchange.options);
                 let seen = play(Side::Server, &exchange, stream, work.mode, &work.names, slot);

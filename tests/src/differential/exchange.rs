@@ -75,8 +75,10 @@ pub struct Options {
     pub receive_buffer: Option<usize>,
     /// Bytes asked for in one receive.
     pub read_size: usize,
-    /// Every receive is preceded by a peek and FIONREAD.
+    /// Every receive is preceded by a peek.
     pub peeks: bool,
+    /// Behind a peek FIONREAD is asked, as some runtimes do.
+    pub asks_fionread: bool,
     /// The receiver sleeps this many microseconds after each receive.
     pub slow_us: u16,
 }

@@ -236,11 +236,13 @@ impl Player<'_> {
         Ok(result)
     }
 
-    /// What was peeked is there, and FIONREAD has to say so.
+    /// What was peeked is there, and FIONREAD has to say so if it is asked.
     fn peeked(&mut self, stream: &TcpStream, count: usize) -> Vec<u8> {
-        let queued = rustix::io::ioctl_fionread(stream);
-        if !matches!(queued, Ok(queued) if queued >= count as u64) {
-            let _ = write!(self.seen.tokens, " fionread {queued:?} with {count} peeked");
+        if self.exchange.options.asks_fionread {
+            let queued = rustix::io::ioctl_fionread(stream);
+            if !matches!(queued, Ok(queued) if queued >= count as u64) {
+                let _ = write!(self.seen.tokens, " fionread {queued:?} with {count} peeked");
+            }
         }
         self.buffer.get(..count).unwrap_or_default().to_vec()
     }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
-use spanwire_tests::agent::Agent;
+use spanwire_tests::agent::{Agent, Setup};
 use spanwire_tests::cases::say;
-use spanwire_tests::differential::record::{Record, Run};
+use spanwire_tests::differential::record::{Coverage, Record, Run};
 use spanwire_tests::differential::socket::NUMBERS;
 use spanwire_tests::place::{free_port, program, Place};
 use spanwire_tests::service::{Launch, Service, Target};
@@ -17,8 +17,8 @@ use crate::{rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
 
 /// In the ordinary run; `SPANWIRE_EXCHANGES` says otherwise.
 const EXCHANGES: u32 = 100_000;
-/// Exchanges of one agent's life.
-const ROUND: u32 = 50_000;
+/// Exchanges of one agent's life, so that the ordinary run has as many lives as there are [`Seeing`]s.
+const ROUND: u32 = 33_334;
 /// What servers are run as, and clients.
 const SERVER: &str = "exchange-server";
 const CLIENT: &str = "exchange-client";
@@ -32,6 +32,44 @@ const LAST_LINES: Duration = Duration::from_secs(20);
 const PRINTED: usize = 3;
 /// A stall by Nagle's algorithm and a delayed acknowledgement is at least this long.
 const STALL: u64 = 38_000;
+
+/// What a round's agent sees, and may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Seeing {
+    /// Both ends, as it decides by itself.
+    Both,
+    /// Both ends; sockets that do not block stay enrolled, whatever FIONREAD says on this kernel. So nobody asks it.
+    BothStaying,
+    /// Only the servers, where requests come in then; the sockets of those that poll stay enrolled.
+    ServersStaying,
+}
+
+impl Seeing {
+    fn of(round: u32) -> Self {
+        match round % 3 {
+            0 => Self::Both,
+            1 => Self::BothStaying,
+            _ => Self::ServersStaying,
+        }
+    }
+
+    pub(crate) fn setup(self) -> Setup {
+        match self {
+            Self::Both => rewriting(),
+            Self::BothStaying => rewriting().with("propagate", "enabled", json!(true)),
+            Self::ServersStaying => {
+                rewriting_of(&[json!({"exe": SERVER_GLOB})]).with("ingress", "enabled", json!(true))
+            }
+        }
+    }
+
+    pub(crate) fn fionread(self) -> &'static str {
+        match self {
+            Self::Both => "asks",
+            Self::BothStaying | Self::ServersStaying => "never-asks",
+        }
+    }
+}
 
 /// Plays every exchange twice and compares.
 pub(crate) fn generated(place: &Place) -> Result<String> {
@@ -49,24 +87,19 @@ pub(crate) fn generated(place: &Place) -> Result<String> {
         let from = round * ROUND;
         let numbers = (from, count.min(from + ROUND));
         let start = Instant::now();
-        let off = play(place, seed, numbers, "off")?;
+        let seeing = Seeing::of(round);
+        let off = play(place, seed, numbers, seeing, "off")?;
         let without = start.elapsed();
-        // In every second round the agent does not see the clients: then the servers are where a request comes in.
-        let setup = if round % 2 == 0 {
-            rewriting()
-        } else {
-            rewriting_of(&[json!({"exe": SERVER_GLOB})])
-        };
-        let agent = Agent::start(&setup)?;
+        let agent = Agent::start(&seeing.setup())?;
         let ready = start.elapsed();
-        let on = play(place, seed, numbers, "on")?;
+        let on = play(place, seed, numbers, seeing, "on")?;
         let with = start.elapsed().saturating_sub(ready);
         drop(agent);
         say(&format!(
-            "exchanges {} to {}: {without:.1?} without, {with:.1?} with the agent",
+            "exchanges {} to {}, {seeing:?}: {without:.1?} without, {with:.1?} with the agent",
             numbers.0, numbers.1
         ));
-        total.add(seed, &off, &on);
+        total.add(seed, seeing, &off, &on);
     }
     total.judge(count)
 }
@@ -88,14 +121,14 @@ struct Total {
     exchanges: usize,
     faults: Vec<String>,
     differences: Vec<String>,
-    requests: u64,
-    responses: u64,
+    /// By what the agent saw, and whether it is a request.
+    added: BTreeMap<(Seeing, bool), Coverage>,
     lines: Vec<String>,
     stalls: [usize; 2],
 }
 
 impl Total {
-    fn add(&mut self, seed: u64, off: &Run, on: &Run) {
+    fn add(&mut self, seed: u64, seeing: Seeing, off: &Run, on: &Run) {
         self.exchanges += on.records.len() / 2;
         self.faults.extend(off.faults());
         let found = off.differences(on);
@@ -107,14 +140,11 @@ impl Total {
                 .push(format!("lines were added without an agent: {without:?}"));
         }
         for (side, row) in on.coverage(|record| record.key.1.clone()) {
-            let added = if side.starts_with("server") {
-                &mut self.requests
-            } else {
-                &mut self.responses
-            };
-            *added += row.with;
+            let total = self.added.entry((seeing, side.starts_with("server"))).or_default();
+            total.with += row.with;
+            total.inserted += row.inserted;
             self.lines.push(format!(
-                "{side}: {} of {} connections, {} heads",
+                "{seeing:?}, {side}: {} of {} connections, {} heads",
                 row.with, row.sides, row.inserted
             ));
         }
@@ -155,13 +185,27 @@ impl Total {
             "{} of {count} exchanges were played",
             self.exchanges
         );
-        ensure!(
-            self.requests > 0,
-            "no request carried an added header: nothing was shown"
-        );
+        for (seeing, row) in self.added.iter().filter_map(|((seeing, of_requests), row)| {
+            let matters = *of_requests == (*seeing != Seeing::ServersStaying);
+            matters.then_some((*seeing, row))
+        }) {
+            let later = row.inserted - row.with;
+            ensure!(
+                row.with > 0 && (seeing == Seeing::Both || later > 0),
+                "{seeing:?}: {} connections with an added header, {later} later ones on them: nothing was shown",
+                row.with
+            );
+        }
+        let sum = |of_requests: bool| {
+            let rows = self.added.iter().filter(|((_, side), _)| *side == of_requests);
+            rows.fold((0, 0), |(with, heads), (_, row)| {
+                (with + row.with, heads + row.inserted)
+            })
+        };
+        let (requests, responses) = (sum(true), sum(false));
         Ok(format!(
-            "{} exchanges twice, 0 differences; {} connections with a request header added, {} with a response header",
-            self.exchanges, self.requests, self.responses
+            "{} exchanges twice, 0 differences; {} requests on {} connections with a header added, {} responses on {}",
+            self.exchanges, requests.1, requests.0, responses.1, responses.0
         ))
     }
 }
@@ -184,8 +228,8 @@ pub(crate) fn print_by_kind(texts: &[String]) {
 }
 
 /// One run over the numbers.
-fn play(place: &Place, seed: u64, numbers: (u32, u32), name: &str) -> Result<Run> {
-    Playing::start(place, seed, numbers, name, CALLERS)?.finish()
+fn play(place: &Place, seed: u64, numbers: (u32, u32), seeing: Seeing, name: &str) -> Result<Run> {
+    Playing::start(place, seed, numbers, seeing.fionread(), name)?.finish()
 }
 
 /// A run under way: two clients, two servers, and two that speak first; of each kind one in either mode.
@@ -198,8 +242,8 @@ pub(crate) struct Playing {
 }
 
 impl Playing {
-    /// Plays the numbers, each client so many connections at a time.
-    pub(crate) fn start(place: &Place, seed: u64, (from, to): (u32, u32), name: &str, callers: usize) -> Result<Self> {
+    /// Plays the numbers.
+    pub(crate) fn start(place: &Place, seed: u64, (from, to): (u32, u32), fionread: &str, name: &str) -> Result<Self> {
         let mut files: Vec<PathBuf> = Vec::new();
         let mut file = |who: &str| {
             let file = place.join(&format!("{name}-{from}-{who}"));
@@ -207,13 +251,13 @@ impl Playing {
             file
         };
         // Every connection of both clients may be at one server.
-        let threads = (2 * callers + 4).to_string();
+        let threads = (2 * CALLERS + 4).to_string();
         let mut servers = Vec::new();
         let mut ports = Vec::new();
         for (who, mode) in ["usual", "first"].iter().flat_map(|who| MODES.map(|mode| (who, mode))) {
             let port = free_port()?;
             let launch = exchanges(&format!("serve-{who}-{mode}"), SERVER, place)?
-                .args(["serve", mode, &seed.to_string(), &port.to_string(), &threads])
+                .args(["serve", mode, fionread, &seed.to_string(), &port.to_string(), &threads])
                 .arg(file(&format!("server-{who}-{mode}")))
                 .arg(REQUEST_NAMES);
             servers.push(launch.start(&[Target::loopback(port)])?);
@@ -223,9 +267,9 @@ impl Playing {
         for (index, mode) in (0..).zip(MODES) {
             let numbers = [from + index, to, 2].map(|number| number.to_string());
             let launch = exchanges(&format!("call-{mode}"), CLIENT, place)?
-                .args(["call", mode, &seed.to_string()])
+                .args(["call", mode, fionread, &seed.to_string()])
                 .args(numbers)
-                .arg(callers.to_string())
+                .arg(CALLERS.to_string())
                 .arg(file(&format!("client-{mode}")))
                 .arg(RESPONSE_NAMES)
                 .args(&ports);
@@ -237,6 +281,16 @@ impl Playing {
             files,
             lines: 2 * (to - from) as usize,
         })
+    }
+
+    /// A client still has exchanges to play.
+    pub(crate) fn goes_on(&mut self) -> Result<bool> {
+        for client in &mut self.clients {
+            if client.ended()?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Waits for the end, and reads what everybody saw.

@@ -4,6 +4,7 @@
 
 mod bulk;
 mod clients;
+mod killed;
 mod probe;
 mod servers;
 
@@ -38,6 +39,14 @@ fn generated_exchanges_are_the_same() {
     let place = Place::new("bulk").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("generated exchanges", || bulk::generated(&place));
+    cases.finish();
+}
+
+#[test]
+fn generated_exchanges_are_the_same_while_agents_are_killed() {
+    let place = Place::new("bulk-killed").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("killed agents", || killed::in_the_middle(&place));
     cases.finish();
 }
 

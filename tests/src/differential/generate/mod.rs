@@ -79,6 +79,7 @@ fn options(rng: &mut StdRng) -> Options {
             read_sizes[rng.random_range(0..read_sizes.len())]
         },
         peeks: rng.random_ratio(1, 5),
+        asks_fionread: true,
         slow_us: 0,
     }
 }
