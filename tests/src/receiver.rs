@@ -83,10 +83,17 @@ impl Receiver {
             .unwrap_or_default()
     }
 
+    /// Requests with spans in them.
+    fn exports(&self) -> Vec<Received> {
+        let mut received = self.received();
+        received.retain(|request| request.path.ends_with("/v1/traces"));
+        received
+    }
+
     /// Spans received so far, decoded by opentelemetry-proto.
     pub fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
-        for request in self.received() {
+        for request in self.exports() {
             let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
             spans.extend(read_otlp_json(&serde_json::to_value(&decoded)?)?);
         }
@@ -96,7 +103,7 @@ impl Receiver {
     /// How many spans were received so far.
     pub fn span_count(&self) -> Result<usize> {
         let mut count = 0;
-        for request in self.received() {
+        for request in self.exports() {
             let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
             let scopes = decoded.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
             count += scopes.map(|scope| scope.spans.len()).sum::<usize>();

@@ -1,4 +1,4 @@
-//! gunicorn (sync and gthread workers) and Flask's own server, and aiohttp.
+//! gunicorn (sync and gthread workers, with OpenTelemetry's SDK or without) and Flask's own server, and aiohttp.
 
 use std::ffi::OsString;
 
@@ -54,6 +54,25 @@ fn gunicorn_on(name: &str, place: &Place, workers: Workers, calls: &Calls, targe
     let service = gunicorn_launch(name, place, workers, calls, &target)?
         .arg("flask_app:app")
         .start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
+}
+
+/// gunicorn with the Flask application under OpenTelemetry's own SDK, which reads `settings` from its environment, and the
+/// calls that it does not know of.
+pub fn gunicorn_sdk(
+    name: &str,
+    place: &Place,
+    workers: Workers,
+    calls: &Calls,
+    plain_calls: &Calls,
+    settings: &[(&str, &str)],
+) -> Result<App> {
+    let target = Target::loopback(free_port()?);
+    let mut launch = gunicorn_launch(name, place, workers, calls, &target)?.env("PLAIN_CALLS", plain_calls.as_env());
+    for (key, value) in settings {
+        launch = launch.env(key, value);
+    }
+    let service = launch.arg("sdk_app:app").start(std::slice::from_ref(&target))?;
     Ok(App { service, target })
 }
 
