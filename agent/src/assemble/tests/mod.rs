@@ -7,5 +7,6 @@ mod exclusions;
 mod late;
 mod orders;
 mod retries;
+mod sdk;
 mod server_parents;
 mod texts;
