@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
+use rustix::process::Signal;
 
 use super::{App, Calls};
 use crate::place::{free_port, venv_program, workload, Place};
@@ -92,6 +93,8 @@ fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, t
         ],
     };
     Ok(python(name, place, "gunicorn", calls)?
+        // Its quick end: SIGTERM waits for connections that nobody closes.
+        .stop_with(Signal::QUIT)
         // umask 0: nginx's workers connect to the socket as another user.
         .args([
             "--bind",

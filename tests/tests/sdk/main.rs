@@ -10,6 +10,7 @@ mod tree;
 use anyhow::Result;
 use spanwire_tests::apps::Calls;
 use spanwire_tests::cases::Cases;
+use spanwire_tests::http;
 
 use scene::{Scene, Watched, Way};
 use tree::{Hop, Maker, Mode, Sdk, Service};
@@ -84,5 +85,104 @@ fn every_parent_is_exact_in_both_directions() {
     for mode in MODES {
         both_directions(&mut cases, mode).unwrap();
     }
+    cases.finish();
+}
+
+const ASKER: Service = Service("asker", Sdk::None);
+const UNSAMPLED: Service = Service("unsampled", Sdk::Silent);
+const METRICS: Service = Service("metrics", Sdk::Silent);
+const MIXED: Service = Service("mixed", Sdk::Exports);
+/// What it does in a trace that its client has not sampled.
+const MIXED_UNSAMPLED: Service = Service("mixed", Sdk::Silent);
+
+/// A call that the SDK knows, after one that it does not know.
+fn mixed(service: Service, given: bool) -> Vec<Hop> {
+    vec![
+        Hop::ingress(service, given),
+        Hop::call("p", service, "r", None).plain(),
+        Hop::call("m", service, "r", None),
+    ]
+}
+
+/// SDKs that tell nobody of a call: by their own decision, by their client's, for want of an exporter. And calls that an SDK
+/// knows nothing of.
+fn untold(cases: &mut Cases) -> Result<()> {
+    let scene = Scene::new()?;
+    let none = Calls::none();
+    let to_wire = |hop| Calls::none().to_url(hop, scene.wire.url());
+    let behind = scene.plain(BEHIND, &to_wire("d"))?;
+    let unsampled = scene.with_sdk(
+        UNSAMPLED,
+        &to_wire("s").to("b", &behind)?,
+        &none,
+        &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_TRACES_SAMPLER", "always_off")],
+    )?;
+    let asker = scene.plain(ASKER, &none.clone().to("a", &unsampled)?)?;
+    let metrics = scene.with_sdk(METRICS, &to_wire("s"), &none, &[("OTEL_METRICS_EXPORTER", "otlp")])?;
+    let both = scene.with_sdk(MIXED, &to_wire("m"), &to_wire("p"), &[("OTEL_TRACES_EXPORTER", "otlp")])?;
+    let watched = Watched::start(&[&behind, &unsampled, &asker, &metrics, &both], Mode::Auto)?;
+    // There are none before the first request.
+    http::get(&metrics.target, "/r/first")?;
+    scene.wait_for_export("/v1/metrics")?;
+    let ways = [
+        Way {
+            name: "an SDK that samples nothing",
+            prefix: "u",
+            entry: &asker.target,
+            hops: vec![
+                Hop::ingress(ASKER, false),
+                Hop::call("a", ASKER, "r", Some(UNSAMPLED)),
+                Hop::call("s", UNSAMPLED, "a", None),
+                Hop::call("b", UNSAMPLED, "a", Some(BEHIND)),
+                Hop::call("d", BEHIND, "b", None),
+            ],
+            given: None,
+            sampled: false,
+            arrives: vec![("s", None), ("d", Some(Maker::Agent))],
+        },
+        Way {
+            name: "an SDK that tells of metrics only",
+            prefix: "m",
+            entry: &metrics.target,
+            hops: vec![Hop::ingress(METRICS, true), Hop::call("s", METRICS, "r", None)],
+            given: Some("01"),
+            sampled: true,
+            arrives: vec![("s", None)],
+        },
+        Way {
+            name: "calls that the SDK does not know",
+            prefix: "p",
+            entry: &both.target,
+            hops: mixed(MIXED, true),
+            given: Some("01"),
+            sampled: true,
+            arrives: vec![("p", Some(Maker::Agent)), ("m", Some(Maker::Sdk))],
+        },
+        Way {
+            name: "calls that the SDK does not know, in a trace that it begins",
+            prefix: "e",
+            entry: &both.target,
+            hops: mixed(MIXED, false),
+            given: None,
+            sampled: true,
+            arrives: vec![("p", Some(Maker::Agent)), ("m", Some(Maker::Sdk))],
+        },
+        Way {
+            name: "a trace that the client has not sampled",
+            prefix: "n",
+            entry: &both.target,
+            hops: mixed(MIXED_UNSAMPLED, true),
+            given: Some("00"),
+            sampled: false,
+            arrives: vec![("p", Some(Maker::Agent)), ("m", None)],
+        },
+    ];
+    watched.judge(cases, &scene, &ways)
+}
+
+#[test]
+fn what_no_sdk_tells_of_is_told() {
+    let mut cases = Cases::new("sdk: told by nobody else");
+    untold(&mut cases).unwrap();
     cases.finish();
 }

@@ -79,13 +79,21 @@ impl Scene {
         python::gunicorn_sdk(service.0, &self.place, WORKERS, calls, plain, &all)
     }
 
-    /// How many requests an SDK has sent to `path`.
-    pub(crate) fn exports(&self, path: &str) -> usize {
-        self.sdks
-            .received()
-            .iter()
-            .filter(|request| request.path == path)
-            .count()
+    /// Waits until an SDK has sent something to `path` from now on.
+    pub(crate) fn wait_for_export(&self, path: &str) -> Result<()> {
+        let count = || {
+            self.sdks
+                .received()
+                .iter()
+                .filter(|request| request.path == path)
+                .count()
+        };
+        let (before, start) = (count(), Instant::now());
+        while count() == before {
+            ensure!(start.elapsed() < EXPORT_LIMIT, "nothing was sent to {path}");
+            sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 }
 
@@ -139,7 +147,7 @@ impl Watched {
     }
 
     /// First requests, until the processes are known and the SDKs were seen at work.
-    pub(crate) fn warm(&self, scene: &Scene, ways: &[Way<'_>]) -> Result<Metrics> {
+    fn warm(&self, scene: &Scene, ways: &[Way<'_>]) -> Result<Metrics> {
         let mut rounds = Vec::new();
         for way in ways {
             let prefix = format!("{:?}{}warm", self.mode, way.prefix);
@@ -149,8 +157,7 @@ impl Watched {
                 ids: send(way, &prefix, 2, 1)?,
             });
         }
-        self.collect(scene, &rounds)?;
-        self.agent.drained()
+        Ok(self.collect(scene, &rounds)?.1)
     }
 
     /// Sends all requests, and holds everything that is told of them against what must be.
@@ -168,11 +175,13 @@ impl Watched {
                 });
             }
         }
-        let spans = self.collect(scene, &rounds)?;
+        let (spans, after) = self.collect(scene, &rounds)?;
         for round in &rounds {
             cases.run(&round.name, || self.judge_round(scene, round, &spans));
         }
-        cases.run(&format!("{:?}: counted", self.mode), || self.counted(&before, &rounds));
+        cases.run(&format!("{:?}: counted", self.mode), || {
+            self.counted(&before, &after, &rounds)
+        });
         Ok(())
     }
 
@@ -199,8 +208,7 @@ impl Watched {
     }
 
     /// What was left out is counted, and nothing else was.
-    fn counted(&self, before: &Metrics, rounds: &[Round<'_>]) -> Result<String> {
-        let after = self.agent.drained()?;
+    fn counted(&self, before: &Metrics, after: &Metrics, rounds: &[Round<'_>]) -> Result<String> {
         let labels = [("stage", "assemble"), ("reason", "told_by_sdk")];
         let told = after.sum("spanwire_dropped_total", &labels) - before.sum("spanwire_dropped_total", &labels);
         let wanted: usize = rounds
@@ -224,9 +232,9 @@ impl Watched {
         Tree::of(&way.hops, Mode::Keep).count(Maker::Agent) - Tree::of(&way.hops, self.mode).count(Maker::Agent)
     }
 
-    /// All spans told of the requests, by request, when no more are to come.
-    fn collect(&self, scene: &Scene, rounds: &[Round<'_>]) -> Result<BTreeMap<String, Vec<Span>>> {
-        self.agent.drained()?;
+    /// All spans told of the requests, by request, when no more are to come, and what the agent has counted by then.
+    fn collect(&self, scene: &Scene, rounds: &[Round<'_>]) -> Result<(BTreeMap<String, Vec<Span>>, Metrics)> {
+        let counted = self.agent.drained()?;
         let wanted: usize = rounds
             .iter()
             .map(|round| Tree::of(&round.way.hops, self.mode).count(Maker::Sdk) * round.ids.len())
@@ -248,7 +256,7 @@ impl Watched {
             let id = request_of(&span).unwrap_or_default().to_owned();
             by_request.entry(id).or_default().push(span);
         }
-        Ok(by_request)
+        Ok((by_request, counted))
     }
 
     /// What arrived names the span that it must, in the request's trace, and is sampled or is not.
@@ -273,6 +281,12 @@ impl Watched {
                 faults.push(format!(
                     "{id}: {hop} bears trace {trace}, which resolves to {resolved:?}"
                 ));
+            }
+            let ours = spans
+                .iter()
+                .find(|span| key_of(span) == Some((Maker::Agent, Kind::Client, *hop)));
+            if ours.is_some_and(|span| (span.flags & 1 == 1) != way.sampled) {
+                faults.push(format!("{id}: our span of {hop} is sampled, or is not: {ours:?}"));
             }
             if flags.ends_with(['1', '3']) != way.sampled {
                 faults.push(format!("{id}: {hop} bears flags {flags}"));

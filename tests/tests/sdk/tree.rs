@@ -176,7 +176,13 @@ impl Tree {
             let parent = match wanted.parent {
                 Parent::Root => None,
                 Parent::Of(parent) => Some(found.get(&parent).map_or("missing", |span| &span.span_id)),
-                Parent::Untold(hop) => Some(untold.get(hop).map_or("not on the wire", String::as_str)),
+                Parent::Untold(hop) => untold
+                    .get(hop)
+                    .map(String::as_str)
+                    // What went to a traced service, both ends have read alike.
+                    .or_else(|| found.get(&(Maker::Agent, Kind::Client, hop))?.parent_span_id.as_deref())
+                    .filter(|untold| found.values().all(|span| span.span_id != *untold))
+                    .or(Some("not told by anybody")),
             };
             if span.parent_span_id.as_deref() != parent {
                 let found = &span.parent_span_id;
