@@ -18,6 +18,8 @@ use crate::spans::{read_otlp_json, Span};
 pub enum Manner {
     /// 200 to everything.
     Accept,
+    /// 200, and the connection ends.
+    Once,
     /// Takes the connection and the request, and never answers.
     Hang,
     /// Answers with bytes that are not HTTP.
@@ -146,6 +148,7 @@ fn serve(stream: &TcpStream, manner: Manner, kept: &Mutex<Vec<Received>>, stoppe
         let mut writer: &TcpStream = stream;
         let answer: &[u8] = match manner {
             Manner::Accept => b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n",
+            Manner::Once => b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
             Manner::Garbage => b"\x00\xff\x15garbage garbage\n\n\n",
             Manner::Refuse => b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
             Manner::Busy if refusals <= 2 => {
@@ -159,7 +162,7 @@ fn serve(stream: &TcpStream, manner: Manner, kept: &Mutex<Vec<Received>>, stoppe
                 return;
             }
         };
-        if writer.write_all(answer).is_err() || manner == Manner::Garbage {
+        if writer.write_all(answer).is_err() || matches!(manner, Manner::Garbage | Manner::Once) {
             return;
         }
     }

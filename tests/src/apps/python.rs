@@ -1,6 +1,7 @@
 //! gunicorn (sync and gthread workers, with OpenTelemetry's SDK or without) and Flask's own server, and aiohttp.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
@@ -9,6 +10,9 @@ use super::{App, Calls};
 use crate::place::{free_port, venv_program, workload, Place};
 use crate::service::{Launch, Target};
 
+/// How long [`Workers::Brief`] keeps a connection on which nothing is asked.
+pub const BRIEF: Duration = Duration::from_secs(2);
+
 /// How gunicorn's workers serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workers {
@@ -16,6 +20,8 @@ pub enum Workers {
     Sync(u8),
     /// One process with this many threads.
     Threads(u8),
+    /// The same, whose connections end soon when nothing is asked on them.
+    Brief(u8),
 }
 
 /// gunicorn with the Flask application, on a TCP port.
@@ -90,6 +96,11 @@ fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, t
             "--worker-class=gthread".to_owned(),
             format!("--threads={count}"),
             "--keep-alive=30".to_owned(),
+        ],
+        Workers::Brief(count) => vec![
+            "--worker-class=gthread".to_owned(),
+            format!("--threads={count}"),
+            format!("--keep-alive={}", BRIEF.as_secs()),
         ],
     };
     Ok(python(name, place, "gunicorn", calls)?

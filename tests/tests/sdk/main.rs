@@ -8,7 +8,7 @@ mod scene;
 mod tree;
 
 use anyhow::Result;
-use spanwire_tests::apps::Calls;
+use spanwire_tests::apps::{App, Calls};
 use spanwire_tests::cases::Cases;
 use spanwire_tests::http;
 
@@ -16,6 +16,9 @@ use scene::{Scene, Watched, Way};
 use tree::{Hop, Maker, Mode, Sdk, Service};
 
 const MODES: [Mode; 3] = [Mode::Keep, Mode::Skip, Mode::Auto];
+
+/// Exports spans, as the SDK's own variable says.
+const SPANS: (&str, &str) = ("OTEL_TRACES_EXPORTER", "otlp");
 
 const EDGE: Service = Service("edge", Sdk::Exports);
 const BEFORE: Service = Service("before", Sdk::None);
@@ -46,48 +49,6 @@ fn from_plain() -> Vec<Hop> {
     hops
 }
 
-/// Client, then `edge` (SDK), `before` (none), `middle` (SDK), `behind` (none) and the test; `middle` also calls `leaf` (SDK).
-fn both_directions(cases: &mut Cases, mode: Mode) -> Result<()> {
-    let scene = Scene::new()?;
-    let none = Calls::none();
-    let behind = scene.plain(BEHIND, &none.clone().to_url("d", scene.wire.url()))?;
-    let leaf = scene.exporting(LEAF, &none)?;
-    let middle = scene.exporting(MIDDLE, &none.clone().to("b", &behind)?.to("c", &leaf)?)?;
-    let before = scene.plain(BEFORE, &none.clone().to("a", &middle)?)?;
-    let edge = scene.exporting(EDGE, &none.to("x", &before)?)?;
-    let watched = Watched::start(&[&behind, &leaf, &middle, &before, &edge], mode)?;
-    let way = |name, prefix, entry, hops, given| Way {
-        name,
-        prefix,
-        entry,
-        hops,
-        given,
-        sampled: true,
-        arrives: vec![("d", Some(Maker::Agent))],
-    };
-    let ways = [
-        way("none, SDK, none", "a", &before.target, from_plain(), None),
-        way("SDK, none, SDK", "b", &edge.target, from_edge(false), None),
-        way(
-            "SDK, none, SDK in a client's trace",
-            "g",
-            &edge.target,
-            from_edge(true),
-            Some("01"),
-        ),
-    ];
-    watched.judge(cases, &scene, &ways)
-}
-
-#[test]
-fn every_parent_is_exact_in_both_directions() {
-    let mut cases = Cases::new("sdk: both directions");
-    for mode in MODES {
-        both_directions(&mut cases, mode).unwrap();
-    }
-    cases.finish();
-}
-
 const ASKER: Service = Service("asker", Sdk::None);
 const UNSAMPLED: Service = Service("unsampled", Sdk::Silent);
 const METRICS: Service = Service("metrics", Sdk::Silent);
@@ -96,7 +57,7 @@ const MIXED: Service = Service("mixed", Sdk::Exports);
 const MIXED_UNSAMPLED: Service = Service("mixed", Sdk::Silent);
 
 /// A call that the SDK knows, after one that it does not know.
-fn mixed(service: Service, given: bool) -> Vec<Hop> {
+fn mixed_hops(service: Service, given: bool) -> Vec<Hop> {
     vec![
         Hop::ingress(service, given),
         Hop::call("p", service, "r", None).plain(),
@@ -104,85 +65,161 @@ fn mixed(service: Service, given: bool) -> Vec<Hop> {
     ]
 }
 
-/// SDKs that tell nobody of a call: by their own decision, by their client's, for want of an exporter. And calls that an SDK
-/// knows nothing of.
-fn untold(cases: &mut Cases) -> Result<()> {
-    let scene = Scene::new()?;
-    let none = Calls::none();
-    let to_wire = |hop| Calls::none().to_url(hop, scene.wire.url());
-    let behind = scene.plain(BEHIND, &to_wire("d"))?;
-    let unsampled = scene.with_sdk(
-        UNSAMPLED,
-        &to_wire("s").to("b", &behind)?,
-        &none,
-        &[("OTEL_TRACES_EXPORTER", "otlp"), ("OTEL_TRACES_SAMPLER", "always_off")],
-    )?;
-    let asker = scene.plain(ASKER, &none.clone().to("a", &unsampled)?)?;
-    let metrics = scene.with_sdk(METRICS, &to_wire("s"), &none, &[("OTEL_METRICS_EXPORTER", "otlp")])?;
-    let both = scene.with_sdk(MIXED, &to_wire("m"), &to_wire("p"), &[("OTEL_TRACES_EXPORTER", "otlp")])?;
-    let watched = Watched::start(&[&behind, &unsampled, &asker, &metrics, &both], Mode::Auto)?;
-    // There are none before the first request.
-    http::get(&metrics.target, "/r/first")?;
-    scene.wait_for_export("/v1/metrics")?;
-    let ways = [
-        Way {
-            name: "an SDK that samples nothing",
-            prefix: "u",
-            entry: &asker.target,
-            hops: vec![
-                Hop::ingress(ASKER, false),
-                Hop::call("a", ASKER, "r", Some(UNSAMPLED)),
-                Hop::call("s", UNSAMPLED, "a", None),
-                Hop::call("b", UNSAMPLED, "a", Some(BEHIND)),
-                Hop::call("d", BEHIND, "b", None),
-            ],
-            given: None,
-            sampled: false,
-            arrives: vec![("s", None), ("d", Some(Maker::Agent))],
-        },
-        Way {
-            name: "an SDK that tells of metrics only",
-            prefix: "m",
-            entry: &metrics.target,
-            hops: vec![Hop::ingress(METRICS, true), Hop::call("s", METRICS, "r", None)],
-            given: Some("01"),
+/// The services, which outlive the agents.
+struct Apps {
+    /// Client, then `edge` (SDK), `before` (none), `middle` (SDK), `behind` (none) and the test; `middle` also calls `leaf` (SDK).
+    edge: App,
+    before: App,
+    middle: App,
+    leaf: App,
+    behind: App,
+    /// Client, then `asker` (none) and `unsampled` (an SDK that samples nothing), which calls `behind`.
+    asker: App,
+    unsampled: App,
+    metrics: App,
+    mixed: App,
+}
+
+impl Apps {
+    fn start(scene: &Scene) -> Result<Self> {
+        let none = Calls::none();
+        let to = |hop, app| none.clone().to(hop, app);
+        let to_wire = |hop| none.clone().to_url(hop, scene.wire.url());
+        let with = |service, calls: &Calls, settings: &[(&str, &str)]| scene.with_sdk(service, calls, &none, settings);
+        let behind = scene.plain(BEHIND, &to_wire("d"))?;
+        let leaf = with(LEAF, &none, &[SPANS])?;
+        let middle = with(MIDDLE, &to("b", &behind)?.to("c", &leaf)?, &[SPANS])?;
+        let before = scene.plain(BEFORE, &to("a", &middle)?)?;
+        let nothing = ("OTEL_TRACES_SAMPLER", "always_off");
+        let unsampled = with(UNSAMPLED, &to_wire("s").to("b", &behind)?, &[SPANS, nothing])?;
+        let apps = Self {
+            edge: with(EDGE, &to("x", &before)?, &[SPANS])?,
+            asker: scene.plain(ASKER, &to("a", &unsampled)?)?,
+            metrics: with(METRICS, &to_wire("s"), &[("OTEL_METRICS_EXPORTER", "otlp")])?,
+            mixed: scene.with_sdk(MIXED, &to_wire("m"), &to_wire("p"), &[SPANS])?,
+            before,
+            middle,
+            leaf,
+            behind,
+            unsampled,
+        };
+        // There are metrics from the first request on.
+        http::get(&apps.metrics.target, "/r/first")?;
+        scene.wait_for_export("/v1/metrics")?;
+        Ok(apps)
+    }
+
+    fn all(&self) -> [&App; 9] {
+        [
+            &self.edge,
+            &self.before,
+            &self.middle,
+            &self.leaf,
+            &self.behind,
+            &self.asker,
+            &self.unsampled,
+            &self.metrics,
+            &self.mixed,
+        ]
+    }
+
+    fn both_directions<'a>(&'a self) -> Vec<Way<'a>> {
+        let way = |name, prefix, app: &'a App, hops, given| Way {
+            name,
+            prefix,
+            entry: &app.target,
+            hops,
+            given,
             sampled: true,
-            arrives: vec![("s", None)],
-        },
-        Way {
-            name: "calls that the SDK does not know",
-            prefix: "p",
-            entry: &both.target,
-            hops: mixed(MIXED, true),
-            given: Some("01"),
-            sampled: true,
-            arrives: vec![("p", Some(Maker::Agent)), ("m", Some(Maker::Sdk))],
-        },
-        Way {
-            name: "calls that the SDK does not know, in a trace that it begins",
-            prefix: "e",
-            entry: &both.target,
-            hops: mixed(MIXED, false),
-            given: None,
-            sampled: true,
-            arrives: vec![("p", Some(Maker::Agent)), ("m", Some(Maker::Sdk))],
-        },
-        Way {
-            name: "a trace that the client has not sampled",
-            prefix: "n",
-            entry: &both.target,
-            hops: mixed(MIXED_UNSAMPLED, true),
-            given: Some("00"),
-            sampled: false,
-            arrives: vec![("p", Some(Maker::Agent)), ("m", None)],
-        },
-    ];
-    watched.judge(cases, &scene, &ways)
+            arrives: vec![("d", Some(Maker::Agent))],
+        };
+        let (plain, sdk) = (&self.before, &self.edge);
+        vec![
+            way("none, SDK, none", "a", plain, from_plain(), None),
+            way("SDK, none, SDK", "b", sdk, from_edge(false), None),
+            way(
+                "SDK, none, SDK, in a client's trace",
+                "g",
+                sdk,
+                from_edge(true),
+                Some("01"),
+            ),
+        ]
+    }
+
+    /// SDKs that tell nobody of a call: by their own decision, by their client's, for want of an exporter. And calls that an
+    /// SDK knows nothing of.
+    fn untold(&self) -> Vec<Way<'_>> {
+        let mixed = |name, prefix, hops, given, arrives| Way {
+            name,
+            prefix,
+            entry: &self.mixed.target,
+            hops,
+            given,
+            sampled: given != Some("00"),
+            arrives: vec![("p", Some(Maker::Agent)), ("m", arrives)],
+        };
+        let sdk = Some(Maker::Sdk);
+        vec![
+            Way {
+                name: "an SDK that samples nothing",
+                prefix: "u",
+                entry: &self.asker.target,
+                hops: vec![
+                    Hop::ingress(ASKER, false),
+                    Hop::call("a", ASKER, "r", Some(UNSAMPLED)),
+                    Hop::call("s", UNSAMPLED, "a", None),
+                    Hop::call("b", UNSAMPLED, "a", Some(BEHIND)),
+                    Hop::call("d", BEHIND, "b", None),
+                ],
+                given: None,
+                sampled: false,
+                arrives: vec![("s", None), ("d", Some(Maker::Agent))],
+            },
+            Way {
+                name: "an SDK that tells of metrics only",
+                prefix: "m",
+                entry: &self.metrics.target,
+                hops: vec![Hop::ingress(METRICS, true), Hop::call("s", METRICS, "r", None)],
+                given: Some("01"),
+                sampled: true,
+                arrives: vec![("s", None)],
+            },
+            mixed(
+                "a call that the SDK does not know",
+                "p",
+                mixed_hops(MIXED, true),
+                Some("01"),
+                sdk,
+            ),
+            mixed(
+                "such a call in a trace that the SDK begins",
+                "e",
+                mixed_hops(MIXED, false),
+                None,
+                sdk,
+            ),
+            mixed(
+                "a trace that the client has not sampled",
+                "n",
+                mixed_hops(MIXED_UNSAMPLED, true),
+                Some("00"),
+                None,
+            ),
+        ]
+    }
 }
 
 #[test]
-fn what_no_sdk_tells_of_is_told() {
-    let mut cases = Cases::new("sdk: told by nobody else");
-    untold(&mut cases).unwrap();
+fn every_parent_is_exact_and_no_call_is_lost() {
+    let mut cases = Cases::new("sdk");
+    let scene = Scene::new().unwrap();
+    let apps = Apps::start(&scene).unwrap();
+    for mode in MODES {
+        let mut ways = apps.both_directions();
+        ways.extend(apps.untold());
+        let watched = Watched::start(&apps.all(), mode).unwrap();
+        watched.judge(&mut cases, &scene, &ways).unwrap();
+    }
     cases.finish();
 }
