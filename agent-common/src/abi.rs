@@ -560,7 +560,7 @@ pub mod process_flag {
     pub const RETURNS_BY_UPSTREAM: u8 = 32;
     /// Its responses bear the trace id whoever asks.
     pub const RETURNS_ALWAYS: u8 = 64;
-    /// It sends telemetry of its own (OTLP).
+    /// It tells somebody of its own spans (OTLP).
     pub const EXPORTS: u8 = 128;
 }
 

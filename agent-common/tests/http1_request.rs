@@ -3,6 +3,7 @@
 
 mod support;
 
+use spanwire_common::protocol::http1::request::otlp;
 use support::*;
 
 #[test]
@@ -245,18 +246,18 @@ fn a_long_uninteresting_line_is_not_carried() {
 
 #[test]
 fn otlp_paths() {
-    for (line, otlp) in [
-        ("POST /v1/traces", 1),
-        ("POST /v1/metrics", 1),
-        ("POST /v1/logs?x", 1),
-        ("GET /v1/traces", 0),
-        ("POST /v1/traces/", 0),
-        ("POST /v1/tracez", 0),
-        ("POST /v1/log", 0),
+    for (line, kind) in [
+        ("POST /v1/traces", otlp::TRACES),
+        ("POST /v1/metrics", otlp::OTHER),
+        ("POST /v1/logs?x", otlp::OTHER),
+        ("GET /v1/traces", otlp::NONE),
+        ("POST /v1/traces/", otlp::NONE),
+        ("POST /v1/tracez", otlp::NONE),
+        ("POST /v1/log", otlp::NONE),
     ] {
         assert_eq!(
             first_request(&requests(format!("{line} HTTP/1.1\r\n\r\n").as_bytes())).otlp,
-            otlp,
+            kind,
             "{line}"
         );
     }

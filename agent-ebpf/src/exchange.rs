@@ -6,7 +6,7 @@ use spanwire_common::abi::{
     Settings, TEXT_BYTES,
 };
 use spanwire_common::drop::KernelCounter;
-use spanwire_common::protocol::http1::Request;
+use spanwire_common::protocol::http1::request::{otlp, Request};
 
 use crate::call::{copy_kernel, now};
 use crate::count::{cost, count};
@@ -287,7 +287,7 @@ global! {
         }
         let request = &exchange.request;
         if request.otlp != 0 {
-            if exchange.side == ROLE_CLIENT {
+            if exchange.side == ROLE_CLIENT && request.otlp == otlp::TRACES {
                 unit::exports(exchange.pid);
             }
             exchange.state |= EX_EXCLUDED;

@@ -254,7 +254,10 @@ fn take(exchange: &mut Exchange, unit: &Unit, process: u32) {
     if exchange.request.tenant == 0 {
         exchange.request.tenant = unit.tenant;
     }
-    exchange.request.context_flags |= unit.context_flags;
+    // What a header says of its trace holds, also where an SDK decided otherwise than whoever asked.
+    if exchange.request.context_format == context_format::NONE {
+        exchange.request.context_flags |= unit.context_flags;
+    }
 }
 
 /// Takes over the related trace.
@@ -378,7 +381,7 @@ pub fn demote(pid: u32) {
     }
 }
 
-/// This process sends telemetry of its own.
+/// This process tells somebody of its own spans.
 #[inline(always)]
 pub fn exports(pid: u32) {
     if let Some(process) = PROCESSES.get_ptr_mut(&pid) {

@@ -47,7 +47,7 @@ use crate::export::ExporterHandle;
 use crate::rewrite::{self, Watch};
 use crate::route::Router;
 use crate::sample::Sampler;
-use crate::span::{Settled, SpanBatch, TraceAlias, TraceId};
+use crate::span::{SdkSpan, Settled, SpanBatch, TraceAlias, TraceId};
 use crate::store::Store;
 use crate::sys::kernel::{self, Kernel};
 use crate::sys::ring::Rings;
@@ -393,7 +393,7 @@ impl Worker {
             return;
         }
         let record = &settled.record;
-        if settled.by_sdk && self.is_told_by_sdk(record.pid) {
+        if settled.sdk.is_some_and(|sdk| self.is_told_by_sdk(record.pid, sdk)) {
             self.path.counters.dropped(UserDrop::ToldBySdk, 1);
             return;
         }
@@ -409,12 +409,13 @@ impl Worker {
             .push(span, now_ns, &mut |sink, batch| sinks.deliver(sink, batch));
     }
 
-    /// Of a call that the application's SDK knows, one span is enough.
-    fn is_told_by_sdk(&mut self, pid: u32) -> bool {
+    /// Of a call that the application's SDK tells of, one span is enough, unless other spans rest on ours.
+    fn is_told_by_sdk(&mut self, pid: u32, span: SdkSpan) -> bool {
         match self.path.sdk {
+            _ if span.ours_is_parent => false,
             Sdk::Keep => false,
             Sdk::Skip => true,
-            Sdk::Auto => self.path.kernel.exports(pid),
+            Sdk::Auto => span.sampled && self.path.kernel.exports(pid),
         }
     }
 

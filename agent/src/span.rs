@@ -183,8 +183,17 @@ pub struct Settled {
     pub headers: Vec<(u8, Box<str>)>,
     /// `http.request.resend_count`: 0 on the first attempt.
     pub resend_count: u32,
-    /// The application's own SDK makes a span of this call, too.
-    pub by_sdk: bool,
+    /// What the application's own SDK makes of this call.
+    pub sdk: Option<SdkSpan>,
+}
+
+/// A span that an application's own SDK makes of a call, beside ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SdkSpan {
+    /// The SDK has it sampled: it tells of it, if it tells of any.
+    pub sampled: bool,
+    /// Ours is the parent of calls that the SDK does not know.
+    pub ours_is_parent: bool,
 }
 
 /// OpenTelemetry span kind.

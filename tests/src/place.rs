@@ -101,7 +101,7 @@ pub fn target_dir() -> Result<PathBuf> {
         .with_context(|| format!("{} does not lie in a target directory", exe.display()))
 }
 
-/// A program of the Python environment with Flask, gunicorn, requests and aiohttp.
+/// A program of the Python environment with Flask, gunicorn, requests, aiohttp and OpenTelemetry's SDK.
 pub fn venv_program(name: &str) -> Result<PathBuf> {
     let venv = match std::env::var_os("SPANWIRE_E2E_VENV") {
         Some(dir) => PathBuf::from(dir),

@@ -18,6 +18,8 @@ use crate::spans::{read_otlp_json, Span};
 pub enum Manner {
     /// 200 to everything.
     Accept,
+    /// 200, and the connection ends.
+    Once,
     /// Takes the connection and the request, and never answers.
     Hang,
     /// Answers with bytes that are not HTTP.
@@ -85,10 +87,17 @@ impl Receiver {
             .unwrap_or_default()
     }
 
+    /// Requests with spans in them.
+    fn exports(&self) -> Vec<Received> {
+        let mut received = self.received();
+        received.retain(|request| request.path.ends_with("/v1/traces"));
+        received
+    }
+
     /// Spans received so far, decoded by opentelemetry-proto.
     pub fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
-        for request in self.received() {
+        for request in self.exports() {
             let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
             spans.extend(read_otlp_json(&serde_json::to_value(&decoded)?)?);
         }
@@ -98,7 +107,7 @@ impl Receiver {
     /// How many spans were received so far.
     pub fn span_count(&self) -> Result<usize> {
         let mut count = 0;
-        for request in self.received() {
+        for request in self.exports() {
             let decoded = ExportTraceServiceRequest::decode(request.body.as_slice()).context("not an OTLP request")?;
             let scopes = decoded.resource_spans.iter().flat_map(|resource| &resource.scope_spans);
             count += scopes.map(|scope| scope.spans.len()).sum::<usize>();
@@ -141,6 +150,7 @@ fn serve(stream: &TcpStream, manner: Manner, kept: &Mutex<Vec<Received>>, stoppe
         let mut writer: &TcpStream = stream;
         let answer: &[u8] = match manner {
             Manner::Accept => b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n",
+            Manner::Once => b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
             Manner::Garbage => b"\x00\xff\x15garbage garbage\n\n\n",
             Manner::Refuse => b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
             Manner::Busy if refusals <= 2 => {
@@ -154,7 +164,7 @@ fn serve(stream: &TcpStream, manner: Manner, kept: &Mutex<Vec<Received>>, stoppe
                 return;
             }
         };
-        if writer.write_all(answer).is_err() || manner == Manner::Garbage {
+        if writer.write_all(answer).is_err() || matches!(manner, Manner::Garbage | Manner::Once) {
             return;
         }
     }

@@ -46,6 +46,8 @@ pub struct Span {
     pub start_ns: u64,
     pub end_ns: u64,
     pub error: bool,
+    /// W3C trace flags.
+    pub flags: u8,
     pub attributes: BTreeMap<String, Value>,
     pub resource: BTreeMap<String, Value>,
 }
@@ -182,6 +184,7 @@ fn read_span(span: &Value, resource: &BTreeMap<String, Value>) -> Result<Span> {
         start_ns: nanos("startTimeUnixNano")?,
         end_ns: nanos("endTimeUnixNano")?,
         error: status == "2" || status == "STATUS_CODE_ERROR",
+        flags: span.get("flags").and_then(Value::as_u64).unwrap_or_default() as u8,
         attributes: read_attributes(span.get("attributes"))?,
         resource: resource.clone(),
     })

@@ -3,9 +3,9 @@
 import os
 
 
-def calls():
+def calls(variable="CALLS"):
     """(hop, base URL) pairs, from CALLS="hop=URL hop=URL"."""
-    return [tuple(item.split("=", 1)) for item in os.environ.get("CALLS", "").split()]
+    return [tuple(item.split("=", 1)) for item in os.environ.get(variable, "").split()]
 
 
 def request_id(path):

@@ -30,11 +30,15 @@ const PACKAGES: [&str; 19] = [
 ];
 
 /// Pinned, so that a test that passed once is the same test later.
-const PYTHON: [&str; 4] = [
+const PYTHON: [&str; 8] = [
     "flask==3.1.3",
     "gunicorn==27.0.1",
     "requests==2.34.2",
     "aiohttp==3.14.5",
+    "opentelemetry-sdk==1.45.1",
+    "opentelemetry-exporter-otlp-proto-http==1.45.1",
+    "opentelemetry-instrumentation-flask==0.66b1",
+    "opentelemetry-instrumentation-requests==0.66b1",
 ];
 
 /// Makes sure that they are there.

@@ -113,6 +113,7 @@ impl Assembler {
                 }
             }
         }
+        self.joined_by_sdk(record);
     }
 
     /// A server's trace is its client's. One that it adopted from a header stays, and the two remain apart.
@@ -133,7 +134,7 @@ impl Assembler {
         if judge::sdk_made(record) {
             self.wire.mark_sdk_made(record);
             if !self.wire.came_in(record) {
-                self.sdk_traces.insert((record.pid, TraceId(record.trace_id)), ());
+                self.sdks.made(record);
             }
         }
         let own = Client {
@@ -194,7 +195,10 @@ impl Assembler {
             self.attempts.note(maker, record);
         }
         let class = judge::class_of(record, runtime);
-        evidence == Evidence::Waits || (evidence == Evidence::Nothing && class == ProcessClass::Unclassified)
+        let caller_waits = self.note_caller(record, evidence);
+        caller_waits
+            || evidence == Evidence::Waits
+            || (evidence == Evidence::Nothing && class == ProcessClass::Unclassified)
     }
 
     /// What is known of a client exchange's parent: by its own evidence, or else by the id that came back.

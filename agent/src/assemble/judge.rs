@@ -99,6 +99,11 @@ pub(super) fn client(record: &ExchangeRecord, runtime: Runtime) -> Evidence {
             };
         }
     }
+    by_cause(record, runtime)
+}
+
+/// The request that the unit of execution was serving, whatever the head says.
+pub(super) fn by_cause(record: &ExchangeRecord, runtime: Runtime) -> Evidence {
     if record.cause_span_id == [0; 8] || matches!(record.cause, cause::NONE | cause::HEADER) {
         return Evidence::Nothing;
     }

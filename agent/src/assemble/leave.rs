@@ -32,6 +32,7 @@ impl Assembler {
         }
         keep(&record, out);
         let (parent, resend_count) = if record.side == side::SERVER {
+            self.joined_by_sdk(&record);
             (self.server_parent(&record), 0)
         } else {
             self.client_parent(&record)
@@ -53,10 +54,8 @@ impl Assembler {
             .filter(|_| adopted)
             .and_then(super::texts::Texts::tracestate);
         self.counted.settled += 1;
-        let in_sdk_trace = self.sdk_traces.contains(&(record.pid, TraceId(record.trace_id)));
-        let by_sdk = in_sdk_trace && (record.side == side::SERVER || judge::sdk_made(&record));
         out(Output::Settled(Settled {
-            by_sdk,
+            sdk: self.sdk_span(&record),
             tenant: self.shelf.tenant(trace_id),
             tracestate,
             headers: texts.map_or_else(Vec::new, |texts| texts.headers),

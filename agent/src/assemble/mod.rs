@@ -23,6 +23,7 @@ mod local;
 mod process;
 mod recent;
 mod returned;
+mod sdk;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -65,10 +66,6 @@ pub struct Options {
     /// Whether an exchange that was observed provisionally is captured, now that its process is known.
     pub admission: Option<Admission>,
 }
-
-/// Traces in which an SDK was seen at work, and for how long: as long as an exchange may run.
-const SDK_TRACES: usize = 16_384;
-const SDK_SPAN_NS: u64 = 600_000_000_000;
 
 impl Default for Options {
     fn default() -> Self {
@@ -161,9 +158,8 @@ pub struct Assembler {
     wire: wire::Wire,
     seen: local::Seen,
     union: union::Union,
-    /// (process, trace) of calls whose header an SDK made.
-    sdk_traces: recent::Recent<(u32, TraceId), ()>,
     returned: returned::Returned,
+    sdks: sdk::Sdks,
     shelf: texts::Shelf,
     attempts: attempts::Attempts,
     counted: Stats,
@@ -206,8 +202,8 @@ impl Assembler {
             wire: wire::Wire::new(options.max_held, options.settle_ns),
             seen: local::Seen::new(options.max_connections),
             union: union::Union::new(bounds.union),
-            sdk_traces: recent::Recent::new(SDK_TRACES, SDK_SPAN_NS),
             returned: returned::Returned::new(options.max_held, options.settle_ns),
+            sdks: sdk::Sdks::new(),
             shelf: texts::Shelf::new(bounds.texts, bounds.tenants, bounds.tenant_traces),
             attempts: attempts::Attempts::new(bounds.makers),
             counted: Stats::default(),
@@ -252,8 +248,8 @@ impl Assembler {
         self.window.shrink();
         self.processes.advance(now_ns);
         self.wire.advance(now_ns);
-        self.sdk_traces.advance(now_ns);
         self.returned.advance(now_ns);
+        self.sdks.advance(now_ns);
         self.seen.advance(now_ns);
         self.shelf.advance(now_ns);
         self.attempts.advance(now_ns);
@@ -324,14 +320,15 @@ impl Assembler {
             union_merged: self.union.merged(),
             union_taken_back: self.union.taken_back(),
             union_evicted: self.union.evicted(),
-            evicted: self.wire.evicted() + self.shelf.evicted() + self.returned.evicted(),
+            evicted: self.wire.evicted() + self.shelf.evicted() + self.returned.evicted() + self.sdks.evicted(),
             texts_waiting: self.shelf.waiting(),
             remembered: self.processes.len()
                 + self.wire.len()
                 + self.union.len()
                 + self.returned.len()
                 + self.shelf.waiting()
-                + self.attempts.len(),
+                + self.attempts.len()
+                + self.sdks.len(),
             ..self.counted
         }
     }

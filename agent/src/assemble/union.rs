@@ -5,6 +5,9 @@
 //! the parent's trace. Which id survives: the one that more of the world knows ([`Known`]), else the parent's, which is the
 //! older one. An id adopted from a header never loses to one of ours.
 //!
+//! An application's SDK begins traces of its own where no context came in. The fragment of the request it did that for joins
+//! its trace ([`Union::join_begun`]), and from then on the SDK's id never loses.
+//!
 //! Ids that lose are announced once each as aliases. Their canonical id may lose later, and is then announced itself:
 //! whoever resolves follows the chain.
 
@@ -31,6 +34,8 @@ struct Knowers {
     injected: bool,
     returned: bool,
     adopted: bool,
+    /// An SDK began it, and a fragment of ours joined it.
+    begun: bool,
 }
 
 impl Knowers {
@@ -45,11 +50,18 @@ impl Knowers {
 
     /// The same of a fragment that is to be merged into it. One adopted from elsewhere is none (`cut`).
     const fn of_child(self) -> u8 {
-        if self.returned {
+        if self.begun {
+            4
+        } else if self.returned {
             2
         } else {
             self.injected as u8
         }
+    }
+
+    /// Made elsewhere: nothing may stand for it but itself.
+    const fn is_foreign(self) -> bool {
+        self.adopted && !self.injected
     }
 }
 
@@ -86,6 +98,13 @@ impl Union {
             Known::Injected => knowers.injected = true,
             Known::Returned => knowers.returned = true,
             Known::Adopted => knowers.adopted = true,
+        }
+        if knowers.is_foreign() && self.lost.contains(&id) {
+            let top = self.find(id);
+            if self.knowers(top).begun {
+                // It joined an SDK's trace before it was known to be of elsewhere.
+                self.cut(id);
+            }
         }
     }
 
@@ -131,6 +150,9 @@ impl Union {
         }
         if self.knowers(loser).of_child() > self.knowers(winner).of_parent() {
             (winner, loser) = (loser, winner);
+            if self.knowers(loser).is_foreign() {
+                return false;
+            }
         }
         self.lost.insert(
             loser,
@@ -141,6 +163,16 @@ impl Union {
         );
         self.merged += 1;
         true
+    }
+
+    /// Makes the fragment `own` part of the trace that an SDK began for it, unless that is in a foreign trace already.
+    pub(super) fn join_begun(&mut self, begun: TraceId, own: TraceId) -> bool {
+        let top = self.find(own);
+        if self.find(begun) == top || self.knowers(top).is_foreign() {
+            return false;
+        }
+        self.known.entry(begun, Knowers::default).begun = true;
+        self.merge(begun, own)
     }
 
     /// The alias to make known for `id`, the first time it is asked for.

@@ -184,7 +184,7 @@ impl Wire {
         self.came_in_on(record.pid, record.header_parent_id)
     }
 
-    fn came_in_on(&self, pid: u32, parent_id: [u8; 8]) -> bool {
+    pub(super) fn came_in_on(&self, pid: u32, parent_id: [u8; 8]) -> bool {
         !self.came_in.is_empty() && self.came_in.contains(&(pid, parent_id))
     }
 

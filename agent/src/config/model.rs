@@ -62,7 +62,7 @@ impl Default for Capture {
 /// What becomes of the spans of calls that an application's own SDK tells of as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Sdk {
-    /// They are left out where the process is seen to export spans of its own, else kept.
+    /// They are left out where the SDK has the trace sampled and the process is seen to export spans, else kept.
     #[default]
     Auto,
     Keep,

@@ -95,8 +95,8 @@ fn capture(reader: &mut Reader, mut section: Section<'_>, capture: &mut Capture)
     if let Some(field) = section.take(reader, "headers") {
         capture.headers = kept_headers(reader, &field);
     }
-    section.set(reader, "sdk", &mut capture.sdk, "keep or skip", |text| {
-        choice(text, &[("keep", Sdk::Keep), ("skip", Sdk::Skip)])
+    section.set(reader, "sdk", &mut capture.sdk, "auto, keep or skip", |text| {
+        choice(text, &[("auto", Sdk::Auto), ("keep", Sdk::Keep), ("skip", Sdk::Skip)])
     });
     section.set(reader, "paths", &mut capture.paths, "templated, raw or off", |text| {
         choice(

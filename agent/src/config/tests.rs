@@ -130,7 +130,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ),
         (
             "capture: {sdk: maybe}",
-            "c.yaml:1:16: capture.sdk: expected keep or skip, found \"maybe\"",
+            "c.yaml:1:16: capture.sdk: expected auto, keep or skip, found \"maybe\"",
         ),
         (
             "propagate: {destinations: [10.0.0.0/40]}",

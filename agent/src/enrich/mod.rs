@@ -112,7 +112,7 @@ impl Enricher {
         };
         self.network(record, &mut list);
         self.headers(std::mem::take(&mut settled.headers), &mut list);
-        if settled.by_sdk {
+        if settled.sdk.is_some() {
             list.put("spanwire.sdk", Value::Bool(true));
         }
         if settled.resend_count > 0 {

@@ -91,7 +91,7 @@ fn settled(record: &ExchangeRecord) -> Settled {
         tracestate: None,
         headers: Vec::new(),
         resend_count: 0,
-        by_sdk: false,
+        sdk: None,
     }
 }
 

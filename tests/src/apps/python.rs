@@ -1,12 +1,17 @@
-//! gunicorn (sync and gthread workers) and Flask's own server, and aiohttp.
+//! gunicorn (sync and gthread workers, with OpenTelemetry's SDK or without) and Flask's own server, and aiohttp.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use anyhow::Result;
+use rustix::process::Signal;
 
 use super::{App, Calls};
 use crate::place::{free_port, venv_program, workload, Place};
 use crate::service::{Launch, Target};
+
+/// How long [`Workers::Brief`] keeps a connection on which nothing is asked.
+pub const BRIEF: Duration = Duration::from_secs(2);
 
 /// How gunicorn's workers serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +20,8 @@ pub enum Workers {
     Sync(u8),
     /// One process with this many threads.
     Threads(u8),
+    /// The same, whose connections end soon when nothing is asked on them.
+    Brief(u8),
 }
 
 /// gunicorn with the Flask application, on a TCP port.
@@ -57,6 +64,25 @@ fn gunicorn_on(name: &str, place: &Place, workers: Workers, calls: &Calls, targe
     Ok(App { service, target })
 }
 
+/// gunicorn with the Flask application under OpenTelemetry's own SDK, which reads `settings` from its environment, and the
+/// calls that it does not know of.
+pub fn gunicorn_sdk(
+    name: &str,
+    place: &Place,
+    workers: Workers,
+    calls: &Calls,
+    plain_calls: &Calls,
+    settings: &[(&str, &str)],
+) -> Result<App> {
+    let target = Target::loopback(free_port()?);
+    let mut launch = gunicorn_launch(name, place, workers, calls, &target)?.env("PLAIN_CALLS", plain_calls.as_env());
+    for (key, value) in settings {
+        launch = launch.env(key, value);
+    }
+    let service = launch.arg("sdk_app:app").start(std::slice::from_ref(&target))?;
+    Ok(App { service, target })
+}
+
 /// gunicorn's command line up to the application's name.
 fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, target: &Target) -> Result<Launch> {
     let bind = match target {
@@ -71,8 +97,15 @@ fn gunicorn_launch(name: &str, place: &Place, workers: Workers, calls: &Calls, t
             format!("--threads={count}"),
             "--keep-alive=30".to_owned(),
         ],
+        Workers::Brief(count) => vec![
+            "--worker-class=gthread".to_owned(),
+            format!("--threads={count}"),
+            format!("--keep-alive={}", BRIEF.as_secs()),
+        ],
     };
     Ok(python(name, place, "gunicorn", calls)?
+        // Its quick end: SIGTERM waits for connections that nobody closes.
+        .stop_with(Signal::QUIT)
         // umask 0: nginx's workers connect to the socket as another user.
         .args([
             "--bind",

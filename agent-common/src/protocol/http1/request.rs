@@ -75,7 +75,7 @@ pub struct Request {
     pub user_agent_excluded: u8,
     /// 1: the path was cut at [`PATH_BYTES`].
     pub path_cut: u8,
-    /// 1: POST to `/v1/traces`, `/v1/metrics` or `/v1/logs`.
+    /// One of [`otlp`]: whether it is telemetry.
     pub otlp: u8,
     /// One of [`crate::abi::context_format`].
     pub context_format: u8,
@@ -92,6 +92,16 @@ pub struct Request {
     /// The target's path without query and fragment, zero-filled to a whole word: `/..`, `*`, or nothing (CONNECT, or a
     /// target that has none).
     pub path: [u64; PATH_WORDS],
+}
+
+/// Values of [`Request::otlp`].
+pub mod otlp {
+    /// No telemetry.
+    pub const NONE: u8 = 0;
+    /// POST to `/v1/traces`.
+    pub const TRACES: u8 = 1;
+    /// POST to `/v1/metrics` or `/v1/logs`.
+    pub const OTHER: u8 = 2;
 }
 
 impl Default for Request {
@@ -391,7 +401,7 @@ fn take_path(r: &mut Request, w: &Window, from: u32, to: u32) {
         }
         *word = w.load8(from + i * 8) & swar::keep(len - i * 8);
     }
-    r.otlp = is_otlp(r) as u8;
+    r.otlp = otlp_of(r);
 }
 
 /// A path of one byte.
@@ -404,15 +414,17 @@ fn put_byte(r: &mut Request, byte: u8) {
 }
 
 #[inline(always)]
-fn is_otlp(r: &Request) -> bool {
+fn otlp_of(r: &Request) -> u8 {
     let [first, second, ..] = r.path;
-    r.method == Method::Post as u8
-        && match r.path_len {
-            10 => first == swar::word(*b"/v1/trac") && second == swar::word(*b"es\0\0\0\0\0\0"),
-            11 => first == swar::word(*b"/v1/metr") && second == swar::word(*b"ics\0\0\0\0\0"),
-            8 => first == swar::word(*b"/v1/logs"),
-            _ => false,
-        }
+    if r.method != Method::Post as u8 {
+        return otlp::NONE;
+    }
+    match r.path_len {
+        10 if first == swar::word(*b"/v1/trac") && second == swar::word(*b"es\0\0\0\0\0\0") => otlp::TRACES,
+        11 if first == swar::word(*b"/v1/metr") && second == swar::word(*b"ics\0\0\0\0\0") => otlp::OTHER,
+        8 if first == swar::word(*b"/v1/logs") => otlp::OTHER,
+        _ => otlp::NONE,
+    }
 }
 
 const _: () = assert!(size_of::<Request>() == 312);

@@ -8,5 +8,6 @@ mod late;
 mod orders;
 mod retries;
 mod returned;
+mod sdk;
 mod server_parents;
 mod texts;
