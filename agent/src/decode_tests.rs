@@ -4,12 +4,16 @@ use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::{prop_assert, prop_assert_eq, proptest};
 use spanwire_common::abi::{
-    cause, family, kind, process_event, protocol_id, side, text, OpaqueTurn, ProcessRecord, RecordHeader, TextRecord,
+    cause, family, kind, process_event, protocol_id, side, text, ExchangeRecord, OpaqueTurn, ProcessRecord,
+    RecordHeader, TextRecord,
 };
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{decode, DecodeError, Event, Sequence, EXCHANGE_FIXED, TEXT_FIXED};
 use crate::assemble::testing::{client, process, server, text_of, Exchange};
+
+/// Bytes of a whole exchange record.
+const EXCHANGE: usize = size_of::<ExchangeRecord>();
 
 fn whole(event: &Event) -> Vec<u8> {
     match event {
@@ -178,7 +182,7 @@ fn what_is_refused() {
     assert_eq!(with_byte(11, 2), Err(DecodeError::Version(2)));
     let of_length = |said: usize| {
         let mut bytes = vec![0; 4096];
-        bytes[..272].copy_from_slice(&client(1).bytes()[..272]);
+        bytes[..EXCHANGE_FIXED].copy_from_slice(&client(1).bytes()[..EXCHANGE_FIXED]);
         bytes[12..16].copy_from_slice(&(said as u32).to_ne_bytes());
         decode(&bytes)
     };
@@ -190,10 +194,10 @@ fn what_is_refused() {
         })
     );
     assert_eq!(
-        of_length(529),
+        of_length(EXCHANGE + 1),
         Err(DecodeError::Length {
             kind: kind::EXCHANGE,
-            said: 529
+            said: EXCHANGE + 1
         })
     );
     assert!(matches!(of_length(0), Err(DecodeError::Length { .. })));
@@ -227,7 +231,7 @@ fn impossible_fields_are_refused_by_name() {
     }
     // A path that is said to go beyond the record that was sent.
     let mut bytes = client(1).path("/").bytes();
-    let at = std::mem::offset_of!(spanwire_common::abi::ExchangeRecord, path_len);
+    let at = std::mem::offset_of!(ExchangeRecord, path_len);
     bytes[at..at + 2].copy_from_slice(&9u16.to_ne_bytes());
     assert_eq!(
         decode(&bytes),
@@ -238,7 +242,9 @@ fn impossible_fields_are_refused_by_name() {
     );
 
     let mut record = ProcessRecord::read_from_bytes(&whole(&process(1, 1, 0))).unwrap();
-    record.event = 5;
+    record.event = process_event::LISTEN;
+    assert!(matches!(decode(record.as_bytes()), Ok(Event::Process(_))));
+    record.event = process_event::LISTEN + 1;
     assert_eq!(
         decode(record.as_bytes()),
         Err(DecodeError::Field {
@@ -299,7 +305,7 @@ proptest! {
     }
 
     #[test]
-    fn any_damage_to_a_record_is_read_or_refused(at in 0usize..528, value: u8, path in "/[a-z/]{0,200}") {
+    fn any_damage_to_a_record_is_read_or_refused(at in 0usize..EXCHANGE, value: u8, path in "/[a-z/]{0,200}") {
         let mut bytes = client(1).path(&path).bytes();
         let at = at % bytes.len();
         bytes[at] = value;
