@@ -15,7 +15,7 @@ use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::{haproxy, node, python, App, Calls};
 use spanwire_tests::cases::Cases;
 use spanwire_tests::http::Connection;
-use spanwire_tests::pace::patient;
+use spanwire_tests::pace::{is_slow, patient};
 use spanwire_tests::place::{free_port, program, workload, Place};
 use spanwire_tests::receiver::{Manner, Receiver};
 use spanwire_tests::service::{Launch, Target};
@@ -262,8 +262,9 @@ fn ids_of(value: &str) -> Option<(String, String)> {
     Some((trace.to_owned(), span.to_owned()))
 }
 
-/// Requests at 128 connections, and the share of the answers that has to bear an id.
+/// Requests at 128 connections, of an emulated machine as well, and the share of the answers that has to bear an id.
 const REQUESTS: usize = 1_280;
+const REQUESTS_SLOW: usize = 256;
 const CONCURRENCY: usize = 128;
 const SHARE: f64 = 0.95;
 
@@ -387,7 +388,12 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
             // Whether a process's sockets block shows when it reads its first request.
             ids_returned(&app.target, "w", 1, 1)?;
             sleep(patient(WITHIN));
-            let returned = ids_returned(&app.target, name.get(..1).unwrap_or("x"), REQUESTS, CONCURRENCY)?;
+            let returned = ids_returned(
+                &app.target,
+                name.get(..1).unwrap_or("x"),
+                if is_slow() { REQUESTS_SLOW } else { REQUESTS },
+                CONCURRENCY,
+            )?;
             let chain = [Kind::Server, Kind::Client, Kind::Server];
             let kinds = if front == Front::None { &chain[..1] } else { &chain[..] };
             let writer = match front {
@@ -402,7 +408,12 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
     cases.run("nginx alone", || {
         ids_returned(&alone.target, "w", 1, 1)?;
         sleep(patient(WITHIN));
-        let returned = ids_returned(&alone.target, "s", REQUESTS, CONCURRENCY)?;
+        let returned = ids_returned(
+            &alone.target,
+            "s",
+            if is_slow() { REQUESTS_SLOW } else { REQUESTS },
+            CONCURRENCY,
+        )?;
         if nginx_returns(&agent, &alone)? {
             return check_ids(&agent, &returned, &[Kind::Server], Some(0));
         }
