@@ -433,8 +433,7 @@ mod tests {
     fn kernel(version: &str) -> impl Fn(&str) -> Option<usize> + '_ {
         move |name| match (name, version) {
             ("tcp_recvmsg", "5.15") => Some(6),
-            ("tcp_sendpage" | "unix_stream_sendpage", "6.12") => None,
-            ("tcp_bpf_sendpage", "6.12") => None,
+            ("tcp_sendpage" | "unix_stream_sendpage" | "tcp_bpf_sendpage", "6.12") => None,
             ("tcp_recvmsg" | "tcp_sendpage" | "unix_stream_sendpage" | "tcp_bpf_sendpage", _) => Some(5),
             ("unix_stream_recvmsg", _) => Some(4),
             ("tcp_sendmsg" | "unix_stream_sendmsg" | "tcp_bpf_sendmsg", _) => Some(3),
