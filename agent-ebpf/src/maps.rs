@@ -179,19 +179,19 @@ pub static SEQUENCES: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// States of this CPU's generators of ids (xorshift128+) by [`slot`], seeded from the kernel's.
 #[btf_map]
-pub static GENERATORS: PerCpuArray<[u64; 2], 10> = PerCpuArray::new();
+pub static GENERATORS: PerCpuArray<[u64; 2], 12> = PerCpuArray::new();
 
 /// Working memory: an element for each program that can be entered while another runs on the same CPU ([`slot`]).
 #[btf_map]
-pub static SCRATCH: PerCpuArray<Scratch, 10> = PerCpuArray::new();
+pub static SCRATCH: PerCpuArray<Scratch, 12> = PerCpuArray::new();
 
 /// A text record while it is put together, by [`slot`].
 #[btf_map]
-pub static TEXTS: PerCpuArray<TextRecord, 6> = PerCpuArray::new();
+pub static TEXTS: PerCpuArray<TextRecord, 8> = PerCpuArray::new();
 
 /// An opaque turn while it is put together, by [`slot`]: with the rest of a send it does not fit on the stack.
 #[btf_map]
-pub static TURN: PerCpuArray<OpaqueTurn, 6> = PerCpuArray::new();
+pub static TURN: PerCpuArray<OpaqueTurn, 8> = PerCpuArray::new();
 
 /// Who uses which element of the per-CPU arrays. Softirqs come between a program's instructions, and where preemption is
 /// not off (trampolines; tracepoints of 7.x) other threads do. The kernel leaves out a program that is under way on
@@ -206,12 +206,17 @@ pub mod slot {
     #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
     pub const TCP_PAGE: u32 = 4;
     pub const UNIX_PAGE: u32 = 5;
-    pub const STATE: u32 = 6;
+    /// tcp_bpf_sendmsg.
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
+    pub const BPF_SEND: u32 = 6;
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
+    pub const BPF_PAGE: u32 = 7;
+    pub const STATE: u32 = 8;
     /// inet_sock_set_state in a softirq that came while it ran in a thread, before 6.2.
-    pub const STATE_NESTED: u32 = 7;
-    pub const SWEEP: u32 = 8;
+    pub const STATE_NESTED: u32 = 9;
+    pub const SWEEP: u32 = 10;
     /// sk_msg: preempted by itself, it does nothing (`rewrite`).
-    pub const MESSAGE: u32 = 9;
+    pub const MESSAGE: u32 = 11;
 }
 
 /// One ring per CPU (one shared ring collapses with two producers). The loader fills it.

@@ -40,6 +40,19 @@ pub fn is_left_out(sk: Sock, len: u32, direction: u32) -> bool {
     seen == 0 || behind == len || behind == len.wrapping_add(1)
 }
 
+/// The bytes that a send has just moved were told of already: by the function that it led to.
+#[cfg(any(not(feature = "untyped"), feature = "scalars"))]
+#[inline(always)]
+pub fn is_told(sk: Sock) -> bool {
+    let state = crate::access::state(sk);
+    if state.is_null() {
+        return false;
+    }
+    // SAFETY: non-null: a whole state.
+    let [_, sent] = unsafe { (*state).seen };
+    sent != 0 && passed(sk, TX) == sent
+}
+
 /// An answer, and its request has passed unseen.
 #[inline(always)]
 pub fn is_unasked(sk: Sock, state: &SockState, direction: u32) -> bool {

@@ -54,6 +54,10 @@ impl Hook {
     pub const TCP_SENDMSG: Self = Self::SEND;
     #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
     pub const TCP_SENDPAGE: Self = Self::new(TX, slot::TCP_PAGE);
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
+    pub const BPF_SENDMSG: Self = Self::new(TX, slot::BPF_SEND);
+    #[cfg(any(not(feature = "untyped"), feature = "scalars"))]
+    pub const BPF_SENDPAGE: Self = Self::new(TX, slot::BPF_PAGE);
     pub const UNIX_RECVMSG: Self = Self::new(RX, slot::UNIX_RECEIVE);
     pub const UNIX_SENDMSG: Self = Self::new(TX, slot::UNIX_SEND);
     pub const UNIX_SENDPAGE: Self = Self::new(TX, slot::UNIX_PAGE);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 
+use crate::pace::patient;
 use crate::service::Target;
 
 /// No call in a test waits longer than this for a byte.
@@ -60,17 +61,17 @@ impl Connection {
     pub fn open(target: &Target) -> Result<Self> {
         let stream = match target {
             Target::Tcp(addr) => {
-                let stream =
-                    TcpStream::connect_timeout(addr, IO_LIMIT).with_context(|| format!("connect to {addr}"))?;
-                stream.set_read_timeout(Some(IO_LIMIT))?;
-                stream.set_write_timeout(Some(IO_LIMIT))?;
+                let stream = TcpStream::connect_timeout(addr, patient(IO_LIMIT))
+                    .with_context(|| format!("connect to {addr}"))?;
+                stream.set_read_timeout(Some(patient(IO_LIMIT)))?;
+                stream.set_write_timeout(Some(patient(IO_LIMIT)))?;
                 stream.set_nodelay(true)?;
                 Stream::Tcp(stream)
             }
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
-                stream.set_read_timeout(Some(IO_LIMIT))?;
-                stream.set_write_timeout(Some(IO_LIMIT))?;
+                stream.set_read_timeout(Some(patient(IO_LIMIT)))?;
+                stream.set_write_timeout(Some(patient(IO_LIMIT)))?;
                 Stream::Unix(stream)
             }
         };

@@ -15,6 +15,7 @@
 //! - [`manifests`], [`pod`]: the files of `deploy/`, and the agent started as they say
 //! - [`differential`]: exchanges of which every byte is known, played without and with the agent
 //! - [`steady`]: a thousand connections that are kept, each byte of them known, for an agent that comes and goes
+//! - [`pace`]: how much longer everything may take on an emulated machine
 //! - [`cases`]: several cases against one set of services, all run, all reported
 //!
 //! The tests need root (the agent loads eBPF programs) and the packages that `cargo xtask` installs. A test that
@@ -34,6 +35,7 @@ pub mod kernel;
 pub mod load;
 pub mod manifests;
 pub mod metrics;
+pub mod pace;
 pub mod place;
 pub mod pod;
 pub mod receiver;

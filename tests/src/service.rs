@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 use rustix::process::{kill_process, kill_process_group, Pid, Signal};
 
+use crate::pace::patient;
 use crate::place::{program, Place};
 
 /// How long a service may take until it accepts connections.
@@ -179,7 +180,7 @@ impl Service {
 
     /// Polls until `ready`, and fails when the process ends first or the time is over.
     pub fn wait_for(&mut self, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) -> Result<()> {
-        let start = Instant::now();
+        let (start, limit) = (Instant::now(), patient(limit));
         while !ready() {
             if let Some(status) = self.ended()? {
                 bail!(
@@ -198,7 +199,7 @@ impl Service {
 
     /// Waits for the process to end by itself.
     pub fn wait_end(&mut self, limit: Duration) -> Result<ExitStatus> {
-        let start = Instant::now();
+        let (start, limit) = (Instant::now(), patient(limit));
         loop {
             if let Some(status) = self.ended()? {
                 return Ok(status);

@@ -2,7 +2,7 @@
 //! that come back to clients through proxies.
 #![allow(clippy::unwrap_used, reason = "test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use rustix::process::Signal;
 use serde_json::{json, Value};
-use spanwire_tests::agent::{Agent, Setup};
+use spanwire_tests::agent::{Agent, Permit, Setup};
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::{haproxy, node, python, App, Calls};
 use spanwire_tests::cases::Cases;
 use spanwire_tests::http::Connection;
+use spanwire_tests::pace::{is_slow, patient};
 use spanwire_tests::place::{free_port, program, workload, Place};
 use spanwire_tests::receiver::{Manner, Receiver};
 use spanwire_tests::service::{Launch, Target};
@@ -79,7 +80,10 @@ impl Scene {
     fn until(&self, path: &str, headers: usize) -> Result<Duration> {
         let start = Instant::now();
         while self.call(path)?.len() != headers {
-            ensure!(start.elapsed() < 5 * WITHIN, "no call with {headers} traceparents");
+            ensure!(
+                start.elapsed() < patient(5 * WITHIN),
+                "no call with {headers} traceparents"
+            );
         }
         Ok(start.elapsed())
     }
@@ -176,8 +180,11 @@ fn it_ends_when_it_is_told_to_and_by_itself() {
         ensure!(scene.call("/on")?.len() == 1, "no header before");
         agent.service().signal(Signal::USR1)?;
         let off = scene.until("/off", 0)?;
-        ensure!(off < WITHIN, "ended after {off:?}");
-        ensure!(rewriting(&agent)?["on"] == json!(false) || off < WITHIN, "status");
+        ensure!(off < patient(WITHIN), "ended after {off:?}");
+        ensure!(
+            rewriting(&agent)?["on"] == json!(false) || off < patient(WITHIN),
+            "status"
+        );
         agent.service().signal(Signal::USR2)?;
         let on = scene.until("/again", 1)?;
         Ok(format!(
@@ -192,7 +199,11 @@ fn it_ends_when_it_is_told_to_and_by_itself() {
         }
         let start = Instant::now();
         while rewriting(&agent)?["on"] != json!(false) {
-            ensure!(start.elapsed() < 5 * WITHIN, "still on: {}", rewriting(&agent)?);
+            ensure!(
+                start.elapsed() < patient(5 * WITHIN),
+                "still on: {}",
+                rewriting(&agent)?
+            );
             sleep(WITHIN / 10);
         }
         let status = rewriting(&agent)?;
@@ -205,31 +216,31 @@ fn it_ends_when_it_is_told_to_and_by_itself() {
     cases.finish();
 }
 
-/// Asks many times, beside each other; the trace ids that came back, and how many answers there were.
-fn ids_returned(
-    target: &Target,
-    prefix: &str,
-    requests: usize,
-    concurrency: usize,
-) -> Result<(BTreeSet<String>, usize)> {
-    let ids = Mutex::new((BTreeSet::new(), 0));
+/// What came back: span ids by trace ids, and how many answers there were.
+#[derive(Default)]
+struct Returned {
+    ids: BTreeMap<String, String>,
+    answers: usize,
+}
+
+/// Asks many times, beside each other.
+fn ids_returned(target: &Target, prefix: &str, requests: usize, concurrency: usize) -> Result<Returned> {
+    let returned = Mutex::new(Returned::default());
     let failure = Mutex::new(None);
     std::thread::scope(|scope| {
         for client in 0..concurrency {
-            let (ids, failure) = (&ids, &failure);
+            let (returned, failure) = (&returned, &failure);
             scope.spawn(move || {
                 let ask = || -> Result<()> {
                     let mut connection = Connection::open(target)?;
                     for number in 0..requests / concurrency {
                         let response = connection.get(&format!("/r/{prefix}c{client}n{number}"))?;
                         ensure!(response.status == 200, "status {}", response.status);
-                        let mut ids = ids.lock().unwrap();
-                        ids.1 += 1;
+                        let mut returned = returned.lock().unwrap();
+                        returned.answers += 1;
                         if let Some(value) = response.header("server-timing") {
-                            let id = value
-                                .strip_prefix("traceparent;desc=\"00-")
-                                .and_then(|rest| rest.get(..32));
-                            ids.0.insert(id.context(value.to_owned())?.to_owned());
+                            let (trace, span) = ids_of(value).with_context(|| value.to_owned())?;
+                            returned.ids.insert(trace, span);
                         }
                     }
                     Ok(())
@@ -242,45 +253,62 @@ fn ids_returned(
     });
     match failure.into_inner().unwrap() {
         Some(error) => Err(error),
-        None => Ok(ids.into_inner().unwrap()),
+        None => Ok(returned.into_inner().unwrap()),
     }
 }
 
-/// Requests at 128 connections, and the share of the answers that has to bear an id.
+/// Trace and span id in a header's value.
+fn ids_of(value: &str) -> Option<(String, String)> {
+    let ids = value.strip_prefix("traceparent;desc=\"00-")?;
+    let (trace, span) = (ids.get(..32)?, ids.get(33..49)?);
+    Some((trace.to_owned(), span.to_owned()))
+}
+
+/// Requests at 128 connections, of an emulated machine as well, and the share of the answers that has to bear an id.
 const REQUESTS: usize = 1_280;
+const REQUESTS_SLOW: usize = 256;
 const CONCURRENCY: usize = 128;
 const SHARE: f64 = 0.95;
 
-/// Every id that came back has to resolve to a whole tree: one chain of spans of these kinds, all of one request.
-fn check_ids(agent: &Agent, ids: &BTreeSet<String>, answers: usize, kinds: &[Kind]) -> Result<String> {
+/// Every id that came back has to resolve to a whole tree: one chain of spans of these kinds, all of one request, of which one,
+/// if it is known which, wrote the id.
+fn check_ids(agent: &Agent, returned: &Returned, kinds: &[Kind], writer: Option<usize>) -> Result<String> {
+    let Returned { ids, answers } = returned;
     ensure!(
-        ids.len() as f64 >= SHARE * answers as f64,
+        ids.len() as f64 >= SHARE * *answers as f64,
         "{} ids in {answers} answers",
         ids.len()
     );
     agent.drained()?;
-    sleep(WITHIN);
-    for id in ids {
-        let spans = agent.trace(id)?;
-        check_chain(&spans, kinds).with_context(|| format!("{id}: {spans:#?}"))?;
+    sleep(patient(WITHIN));
+    for (trace, span) in ids {
+        let spans = agent.trace(trace)?;
+        check_chain(&spans, kinds, (writer, span)).with_context(|| format!("{trace}-{span}: {spans:#?}"))?;
     }
+    let place = writer.map(|writer| format!(", written by number {writer} from the root"));
     Ok(format!(
-        "{} ids in {answers} answers, each resolves to its tree of {} spans",
+        "{} ids in {answers} answers, each resolves to its tree of {} spans{}",
         ids.len(),
-        kinds.len()
+        kinds.len(),
+        place.unwrap_or_default()
     ))
 }
 
-/// The spans are a chain of these kinds, from the root down, and their URLs name one request.
-fn check_chain(spans: &[Span], kinds: &[Kind]) -> Result<()> {
+/// The spans are a chain of these kinds, from the root down, their URLs name one request, and the one of `writer`, if
+/// that is known, is that of the id.
+fn check_chain(spans: &[Span], kinds: &[Kind], (writer, written): (Option<usize>, &str)) -> Result<()> {
     ensure!(spans.len() == kinds.len(), "{} spans", spans.len());
     let mut parent = None;
     let mut requests = BTreeSet::new();
-    for kind in kinds {
+    for (depth, kind) in kinds.iter().enumerate() {
         let mut children = spans.iter().filter(|span| span.parent_span_id == parent);
         let span = children.next().context("the chain ends")?;
         ensure!(children.next().is_none(), "two children of {parent:?}");
         ensure!(span.kind == *kind, "{:?} where {kind:?} is due", span.kind);
+        ensure!(
+            writer.is_none_or(|writer| (span.span_id == written) == (depth == writer)),
+            "the span that the response named is not number {writer:?} from the root"
+        );
         // `/r/{id}`, or `/o/{id}/{hop}`.
         let path = span.path().or_else(|| span.attribute("url.full")).context("no URL")?;
         let (_, tail) = path
@@ -294,6 +322,44 @@ fn check_chain(spans: &[Span], kinds: &[Kind]) -> Result<()> {
     Ok(())
 }
 
+/// Whether FIONREAD counts what an enrolled socket holds, on the kernels on which that was measured (docs/kernels.md).
+fn fionread_is_right(release: &str) -> Option<bool> {
+    let version = release.split('-').next()?.split('+').next()?;
+    let numbers: Vec<u32> = version.split('.').map_while(|number| number.parse().ok()).collect();
+    match numbers[..] {
+        [5, 10, ..] | [6, 1, ..] | [7, 2, ..] => Some(true),
+        [6, 12, patch, ..] if patch <= 107 => Some(false),
+        [6, 12, patch, ..] if patch >= 114 => Some(true),
+        [6, 18, 44] => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether the agent lets nginx return ids itself. nginx asks FIONREAD, so that is where FIONREAD is right and nowhere else.
+fn nginx_returns(agent: &Agent, nginx: &App) -> Result<bool> {
+    let permits = agent.permits(&nginx.service)?;
+    ensure!(!permits.is_empty(), "the agent knows no process of nginx");
+    let returns = permits.iter().all(|permit| permit.responses == "yes");
+    let because_of_fionread = |permit: &Permit| permit.responses.contains("fionread is faulty");
+    ensure!(returns || permits.iter().all(because_of_fionread), "{permits:?}");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    if let Some(is_right) = fionread_is_right(release.trim()) {
+        ensure!(returns == is_right, "on {}: {permits:?}", release.trim());
+    }
+    Ok(returns)
+}
+
+/// Who returns the id of a request that passes a proxy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Front {
+    /// There is none.
+    None,
+    /// nginx; where it may not, its upstream does.
+    Nginx,
+    /// HAProxy: the line of its upstream, or its own.
+    Haproxy,
+}
+
 #[test]
 fn an_id_that_comes_back_through_a_proxy_resolves() {
     let mut cases = Cases::new("rewriting: ids that come back");
@@ -304,32 +370,63 @@ fn an_id_that_comes_back_through_a_proxy_resolves() {
         .proxying("a", &[&aiohttp.target])
         .start("nginx-a", &place)
         .unwrap();
-    let before_node = haproxy::haproxy("haproxy-n", &place, "n", &node.target).unwrap();
-    let apps = [&aiohttp, &node, &before_aiohttp, &before_node];
-    let services: Vec<_> = apps.iter().map(|app| &app.service).collect();
+    let before_node = haproxy::runs_here()
+        .unwrap()
+        .then(|| haproxy::haproxy("haproxy-n", &place, "n", &node.target).unwrap());
+    let alone = Site::new().returning().start("nginx", &place).unwrap();
+    let apps = [&aiohttp, &node, &before_aiohttp, &alone];
+    let services: Vec<_> = apps.into_iter().chain(&before_node).map(|app| &app.service).collect();
     let agent = Agent::start(&Setup::of_services(&services)).unwrap();
-    for (name, target, kinds) in [
-        ("aiohttp", &aiohttp.target, &[Kind::Server][..]),
-        ("Node", &node.target, &[Kind::Server][..]),
-        (
-            "nginx before aiohttp",
-            &before_aiohttp.target,
-            &[Kind::Server, Kind::Client, Kind::Server][..],
-        ),
-        (
-            "HAProxy before Node",
-            &before_node.target,
-            &[Kind::Server, Kind::Client, Kind::Server][..],
-        ),
-    ] {
+    let everywhere = [
+        ("aiohttp", &aiohttp, Front::None),
+        ("Node", &node, Front::None),
+        ("nginx before aiohttp", &before_aiohttp, Front::Nginx),
+    ];
+    let haproxy = before_node
+        .as_ref()
+        .map(|app| ("HAProxy before Node", app, Front::Haproxy));
+    for (name, app, front) in everywhere.into_iter().chain(haproxy) {
         cases.run(name, || {
             // Whether a process's sockets block shows when it reads its first request.
-            ids_returned(target, "w", 1, 1)?;
-            sleep(WITHIN);
-            let (ids, answers) = ids_returned(target, name.get(..1).unwrap_or("x"), REQUESTS, CONCURRENCY)?;
-            check_ids(&agent, &ids, answers, kinds)
+            ids_returned(&app.target, "w", 1, 1)?;
+            sleep(patient(WITHIN));
+            let returned = ids_returned(
+                &app.target,
+                name.get(..1).unwrap_or("x"),
+                if is_slow() { REQUESTS_SLOW } else { REQUESTS },
+                CONCURRENCY,
+            )?;
+            let chain = [Kind::Server, Kind::Client, Kind::Server];
+            let kinds = if front == Front::None { &chain[..1] } else { &chain[..] };
+            let writer = match front {
+                Front::None => Some(0),
+                Front::Nginx if nginx_returns(&agent, app)? => Some(0),
+                Front::Nginx => Some(2),
+                Front::Haproxy => None,
+            };
+            check_ids(&agent, &returned, kinds, writer)
         });
     }
+    cases.run("nginx alone", || {
+        ids_returned(&alone.target, "w", 1, 1)?;
+        sleep(patient(WITHIN));
+        let returned = ids_returned(
+            &alone.target,
+            "s",
+            if is_slow() { REQUESTS_SLOW } else { REQUESTS },
+            CONCURRENCY,
+        )?;
+        if nginx_returns(&agent, &alone)? {
+            return check_ids(&agent, &returned, &[Kind::Server], Some(0));
+        }
+        ensure!(
+            returned.ids.is_empty(),
+            "{} ids came back all the same",
+            returned.ids.len()
+        );
+        let permits = agent.permits(&alone.service)?;
+        Ok(format!("no id in {} answers: {permits:?}", returned.answers))
+    });
     cases.finish();
 }
 

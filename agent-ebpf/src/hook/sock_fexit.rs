@@ -11,6 +11,7 @@ use aya_ebpf::programs::FExitContext;
 #[cfg(feature = "scalars")]
 use crate::hook::call;
 use crate::offsets as off;
+use crate::seen;
 use crate::sk::load;
 #[cfg(not(feature = "scalars"))]
 use crate::sk::Sock;
@@ -55,6 +56,25 @@ pub fn tcp_sendmsg(ctx: FExitContext) -> i32 {
 pub fn tcp_sendpage(ctx: FExitContext) -> i32 {
     let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(5));
     sent(sk, len, Hook::TCP_SENDPAGE);
+    0
+}
+
+/// `int tcp_bpf_sendmsg(struct sock *, struct msghdr *, size_t)`: what sends on a socket that is in a sockmap. It passes by
+/// `tcp_sendmsg`, but where the socket is let go meanwhile.
+#[fexit(function = "tcp_bpf_sendmsg")]
+#[inline(always)]
+pub fn tcp_bpf_sendmsg(ctx: FExitContext) -> i32 {
+    let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(3));
+    sent_unless_told(sk, len, Hook::BPF_SENDMSG);
+    0
+}
+
+/// `int tcp_bpf_sendpage(struct sock *, struct page *, int, size_t, int)`: as above, before 6.5.
+#[fexit(function = "tcp_bpf_sendpage")]
+#[inline(always)]
+pub fn tcp_bpf_sendpage(ctx: FExitContext) -> i32 {
+    let (sk, len): (*const u8, i32) = (ctx.arg(0), ctx.arg(5));
+    sent_unless_told(sk, len, Hook::BPF_SENDPAGE);
     0
 }
 
@@ -111,6 +131,23 @@ fn received(sk: *const u8, len: i32, flags: i32, hook: Hook) {
 #[inline(always)]
 fn sent(sk: *const u8, len: i32, hook: Hook) {
     socket::on_call(Sock(sk), len, 0, hook);
+}
+
+#[cfg(not(feature = "scalars"))]
+#[inline(always)]
+fn sent_unless_told(sk: *const u8, len: i32, hook: Hook) {
+    if len <= 0 || !seen::is_told(Sock(sk)) {
+        sent(sk, len, hook);
+    }
+}
+
+/// As above.
+#[cfg(feature = "scalars")]
+#[inline(always)]
+fn sent_unless_told(sk: *const u8, len: i32, hook: Hook) {
+    if len <= 0 || !seen::is_told(access::sock(sk)) {
+        sent(sk, len, hook);
+    }
 }
 
 /// The functions of the other programs without types. The loader attaches these only where nobody is preempted in them

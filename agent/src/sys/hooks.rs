@@ -55,14 +55,19 @@ const fn hook(name: &'static str, parameters: usize, optional: bool) -> Hook {
 }
 
 /// Receives before sends, as in [`Family::hooks`] of the tracepoints.
-const FEXIT: [Hook; 6] = [
+const FEXIT: [Hook; 8] = [
     hook("tcp_recvmsg", 5, false),
     hook("unix_stream_recvmsg", 4, false),
     hook("tcp_sendmsg", 3, false),
     hook("unix_stream_sendmsg", 3, false),
     hook("tcp_sendpage", 5, true),
     hook("unix_stream_sendpage", 5, true),
+    hook(BPF_SEND, 3, true),
+    hook("tcp_bpf_sendpage", 5, true),
 ];
+
+/// What sends on sockets that are in a sockmap, past `tcp_sendmsg`.
+pub(super) const BPF_SEND: &str = "tcp_bpf_sendmsg";
 
 /// A family that cannot be used.
 #[derive(Debug, Error)]
@@ -263,17 +268,23 @@ const KPROBES: [(&str, &[&CStr]); 7] = [
             c"unix_stream_sendmsg",
             c"tcp_sendpage",
             c"unix_stream_sendpage",
+            c"tcp_bpf_sendmsg",
+            c"tcp_bpf_sendpage",
         ],
     ),
     ("enter_tcp_receive", &[c"tcp_recvmsg"]),
     ("enter_unix_receive", &[c"unix_stream_recvmsg"]),
-    ("enter_tcp_send", &[c"tcp_sendmsg", c"tcp_sendpage"]),
+    (
+        "enter_tcp_send",
+        &[c"tcp_sendmsg", c"tcp_sendpage", c"tcp_bpf_sendmsg", c"tcp_bpf_sendpage"],
+    ),
     ("enter_unix_send", &[c"unix_stream_sendmsg", c"unix_stream_sendpage"]),
 ];
 
-/// Functions that later kernels do not have, and do not need.
+/// Functions that later kernels, or those without sockmaps, do not have and do not need.
 fn is_optional(function: &CStr) -> bool {
-    function.to_bytes().ends_with(b"sendpage")
+    let name = function.to_bytes();
+    name.ends_with(b"sendpage") || name.starts_with(b"tcp_bpf_")
 }
 
 /// Index of the flags among the parameters of `tcp_recvmsg`: 5.19 dropped the one before them, later kernels the one after.
@@ -422,10 +433,10 @@ mod tests {
     fn kernel(version: &str) -> impl Fn(&str) -> Option<usize> + '_ {
         move |name| match (name, version) {
             ("tcp_recvmsg", "5.15") => Some(6),
-            ("tcp_sendpage" | "unix_stream_sendpage", "6.12") => None,
-            ("tcp_recvmsg" | "tcp_sendpage" | "unix_stream_sendpage", _) => Some(5),
+            ("tcp_sendpage" | "unix_stream_sendpage" | "tcp_bpf_sendpage", "6.12") => None,
+            ("tcp_recvmsg" | "tcp_sendpage" | "unix_stream_sendpage" | "tcp_bpf_sendpage", _) => Some(5),
             ("unix_stream_recvmsg", _) => Some(4),
-            ("tcp_sendmsg" | "unix_stream_sendmsg", _) => Some(3),
+            ("tcp_sendmsg" | "unix_stream_sendmsg" | "tcp_bpf_sendmsg", _) => Some(3),
             _ => None,
         }
     }
@@ -437,10 +448,17 @@ mod tests {
             "unix_stream_recvmsg",
             "tcp_sendmsg",
             "unix_stream_sendmsg",
+            "tcp_bpf_sendmsg",
         ];
         assert_eq!(fexit_hooks(5, kernel("6.12")).unwrap(), needed);
         let pages = fexit_hooks(5, kernel("6.1")).unwrap();
-        assert_eq!(pages[4..], ["tcp_sendpage", "unix_stream_sendpage"]);
+        let more = [
+            "tcp_sendpage",
+            "unix_stream_sendpage",
+            "tcp_bpf_sendmsg",
+            "tcp_bpf_sendpage",
+        ];
+        assert_eq!(pages[4..], more);
         assert_eq!(fexit_hooks(6, kernel("5.15")).unwrap(), pages);
         let refusal = fexit_hooks(5, kernel("5.15")).unwrap_err().to_string();
         assert_eq!(refusal, "this kernel's tcp_recvmsg has 6 parameters, not 5");

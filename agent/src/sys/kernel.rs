@@ -306,6 +306,12 @@ impl Kernel {
         self.loaded.family
     }
 
+    /// Whether sends on sockets in a sockmap are among what is seen: on fexit they have functions of their own. kprobes are put
+    /// on these by name, and the other families see them as they see all.
+    pub(super) fn sees_enrolled_sockets(&self) -> bool {
+        self.loaded.family != Family::Fexit || self.loaded.hooks.contains(&hooks::BPF_SEND)
+    }
+
     /// What cannot be seen, or not as well as on other kernels, for people.
     pub fn gaps(&self) -> impl Iterator<Item = &'static str> {
         let (family, object) = (self.loaded.family.gaps(), self.loaded.object.gaps());

@@ -8,6 +8,7 @@ use aya::programs::{CgroupAttachMode, Program, ProgramError, SkMsg, SockOps};
 use aya::Ebpf;
 use spanwire_common::abi::{ingress_key, setting, AddressRange, PortValue, ReturnLines, RANGES_MOST};
 
+use super::hooks::BPF_SEND;
 use super::kernel::{named, refused, Kernel, KernelError};
 use super::older::Enrolled;
 use super::{pod, probe};
@@ -58,6 +59,11 @@ impl Kernel {
         self.set_reach(reach)?;
         if reach.settings == 0 {
             return Ok(());
+        }
+        if !self.sees_enrolled_sockets() {
+            return Err(KernelError::Blind(format!(
+                "this kernel's types have no {BPF_SEND}: what enrolled sockets send would not be seen"
+            )));
         }
         let attached = attach(self.ebpf());
         if let Err(error) = attached.and_then(|()| self.allow_rewriting(reach.settings)) {

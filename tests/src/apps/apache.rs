@@ -41,6 +41,16 @@ pub fn cgi(name: &str, place: &Place, calls: &Calls, script: &str) -> Result<App
     start(name, place, calls, &handler)
 }
 
+/// Prefork with mod_proxy: everything goes on to one server.
+pub fn proxy(name: &str, place: &Place, to: &str) -> Result<App> {
+    std::fs::create_dir_all(place.join(&format!("{name}/www")))?;
+    let handler = format!(
+        "LoadModule proxy_module {MODULES}/mod_proxy.so\nLoadModule proxy_http_module {MODULES}/mod_proxy_http.so\n\
+         ProxyPass / {to}/\n"
+    );
+    start(name, place, &Calls::none(), &handler)
+}
+
 /// Apache's workers give up root, and the clone may lie where they may not read.
 fn copy(place: &Place, name: &str, script: &str) -> Result<std::path::PathBuf> {
     place.write_script(

@@ -3,8 +3,20 @@
 use anyhow::Result;
 
 use super::App;
+use crate::cases::say;
 use crate::place::{free_port, program, Place};
 use crate::service::{Launch, Target};
+
+/// Whether HAProxy runs on this processor; says so where it does not. It is built with cmpxchg16b, which `x vm` has to leave out for
+/// kernels before 7.x.
+pub fn runs_here() -> Result<bool> {
+    let processor = std::fs::read_to_string("/proc/cpuinfo")?;
+    let runs = processor.split_ascii_whitespace().any(|flag| flag == "cx16");
+    if !runs {
+        say("this processor has no cmpxchg16b, without which HAProxy does not run: it is left out");
+    }
+    Ok(runs)
+}
 
 /// `/r/<id>` goes on as `/o/<id>/<hop>` to the server.
 pub fn haproxy(name: &str, place: &Place, hop: &str, server: &Target) -> Result<App> {

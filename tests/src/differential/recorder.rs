@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Result};
 use rustix::net::sockopt;
 
+use crate::pace::patient;
+
 use super::message::{Added, Compare, Expected, Message, Messages};
 
 /// No client keeps a connection open for longer without a byte.
@@ -102,7 +104,7 @@ impl Recorder {
                 shared.messages.clear();
                 return Ok(std::mem::take(&mut shared.connections));
             }
-            if start.elapsed() > SETTLE {
+            if start.elapsed() > patient(SETTLE) {
                 bail!("{} connections are still open", shared.open);
             }
             drop(shared);
@@ -150,7 +152,7 @@ impl Drop for Recorder {
 
 fn record(stream: &TcpStream, kept: &Mutex<Shared>) -> Connection {
     let mut connection = Connection::default();
-    let _ = stream.set_read_timeout(Some(IDLE));
+    let _ = stream.set_read_timeout(Some(patient(IDLE)));
     let _ = stream.set_nodelay(true);
     let mut messages = Messages::new(stream);
     loop {

@@ -13,13 +13,15 @@ use spanwire_tests::agent::Agent;
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::message::Compare;
 use spanwire_tests::differential::recorder::{compare, Connections, Recorder, SCRIPTS};
+use spanwire_tests::pace::is_slow;
 use spanwire_tests::place::{program, target_dir, venv_program, workload, Place};
 use spanwire_tests::service::Launch;
 
 use crate::{names, rewriting, REQUEST_NAMES};
 
-/// Requests of each client.
+/// Requests of each client, and where the machine is emulated.
 const REQUESTS: usize = 400;
+const REQUESTS_SLOW: usize = 80;
 /// Long uploads of each client, and as many long downloads.
 const LARGE: usize = 2;
 const LIMIT: Duration = Duration::from_mins(1);
@@ -28,8 +30,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 const NO_INTERIM: [&str; 4] = ["http.client", "urllib", "requests", "java-url"];
 
 /// A client: how it is started with a base URL and a list of requests.
-struct Client {
-    name: &'static str,
+pub(crate) struct Client {
+    pub(crate) name: &'static str,
     program: PathBuf,
     args: Vec<OsString>,
     /// Retries of its own make other connections each time; only what it sends and gets is compared.
@@ -37,16 +39,18 @@ struct Client {
 }
 
 /// What a client did in one run.
-struct Told {
+pub(crate) struct Told {
     /// Its output.
     output: String,
-    connections: Connections,
+    pub(crate) connections: Connections,
 }
 
 /// Every client without and with the agent.
 pub(crate) fn compared(place: &Place) -> Result<String> {
     let recorder = Recorder::start()?;
-    let clients = clients(place, &format!("http://{}", recorder.address()))?;
+    let clients = clients(place, &format!("http://{}", recorder.address()), |name| {
+        list(place, name)
+    })?;
     let mut off = Vec::new();
     for client in &clients {
         off.push(run(place, &recorder, client)?);
@@ -101,7 +105,7 @@ pub(crate) fn compared(place: &Place) -> Result<String> {
     ))
 }
 
-fn run(place: &Place, recorder: &Recorder, client: &Client) -> Result<Told> {
+pub(crate) fn run(place: &Place, recorder: &Recorder, client: &Client) -> Result<Told> {
     let start = Instant::now();
     let mut process = Launch::new(client.name, client.program.clone(), place)
         .args(&client.args)
@@ -118,7 +122,7 @@ fn run(place: &Place, recorder: &Recorder, client: &Client) -> Result<Told> {
     let connections = recorder.take().with_context(|| format!("after {}", client.name))?;
     let requests = std::fs::read_to_string(&client.list)?.lines().count();
     ensure!(
-        connections.len() > 1 && output.lines().count() >= requests,
+        !connections.is_empty() && output.lines().count() >= requests,
         "{}: {} connections, {} lines for {requests} requests after {:?}:\n{output}",
         client.name,
         connections.len(),
@@ -128,10 +132,11 @@ fn run(place: &Place, recorder: &Recorder, client: &Client) -> Result<Told> {
     Ok(Told { output, connections })
 }
 
-fn clients(place: &Place, base: &str) -> Result<Vec<Client>> {
+/// All that are here, each with the list of requests that is its own.
+pub(crate) fn clients(place: &Place, base: &str, list: impl Fn(&str) -> Result<PathBuf>) -> Result<Vec<Client>> {
     let mut clients = Vec::new();
     let mut add = |name: &'static str, program: PathBuf, args: &[&Path]| -> Result<()> {
-        let list = list(place, name)?;
+        let list = list(name)?;
         let mut args: Vec<OsString> = args.iter().map(Into::into).collect();
         args.extend([base.into(), list.clone().into()]);
         clients.push(Client {
@@ -172,13 +177,12 @@ fn clients(place: &Place, base: &str) -> Result<Vec<Client>> {
     } else {
         say("no Go here: its client is not tried");
     }
-    clients.push(curl(place, base)?);
+    clients.push(curl(place, base, list("curl")?)?);
     Ok(clients)
 }
 
 /// curl reads its requests from a configuration; a connection is kept from one to the next.
-fn curl(place: &Place, base: &str) -> Result<Client> {
-    let list = list(place, "curl")?;
+fn curl(place: &Place, base: &str, list: PathBuf) -> Result<Client> {
     let mut config = String::new();
     let body = place.write("curl-body", &"x".repeat(20 << 20))?;
     for (index, line) in std::fs::read_to_string(&list)?.lines().enumerate() {
@@ -224,7 +228,7 @@ fn curl(place: &Place, base: &str) -> Result<Client> {
 fn list(place: &Place, name: &str) -> Result<PathBuf> {
     let mut rng = StdRng::seed_from_u64(4);
     let mut text = String::new();
-    for index in 0..REQUESTS {
+    for index in 0..if is_slow() { REQUESTS_SLOW } else { REQUESTS } {
         let script = loop {
             let script = SCRIPTS[rng.random_range(0..SCRIPTS.len())];
             // An agent ends its rewriting when many of the requests that it rewrote are reset.

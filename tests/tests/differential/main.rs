@@ -5,6 +5,7 @@
 mod bulk;
 mod clients;
 mod killed;
+mod coverage;
 mod probe;
 mod servers;
 
@@ -71,5 +72,13 @@ fn servers_and_proxies_answer_and_forward_the_same() {
     let place = Place::new("servers").unwrap();
     let mut cases = Cases::new("differential");
     cases.run("servers and proxies", || servers::compared(&place));
+    cases.finish();
+}
+
+#[test]
+fn coverage_is_counted() {
+    let place = Place::new("coverage").unwrap();
+    let mut cases = Cases::new("differential");
+    cases.run("coverage", || coverage::measured(&place));
     cases.finish();
 }

@@ -13,17 +13,19 @@ use serde_json::json;
 use spanwire_tests::agent::Agent;
 use spanwire_tests::apps::nginx::Site;
 use spanwire_tests::apps::python::{self, Workers};
-use spanwire_tests::apps::{apache, node, App, Calls};
+use spanwire_tests::apps::{apache, haproxy, node, App, Calls};
 use spanwire_tests::cases::say;
 use spanwire_tests::differential::message::{name, Added, Compare, Expected, Messages};
 use spanwire_tests::differential::recorder::{compare, Connection, Connections, Recorder, LARGE, SCRIPTS};
+use spanwire_tests::pace::{is_slow, patient};
 use spanwire_tests::place::{free_port, program, Place};
 use spanwire_tests::service::{Launch, Target};
 
 use crate::{names, rewriting, rewriting_of, REQUEST_NAMES, RESPONSE_NAMES};
 
-/// Connections to each server.
+/// Connections to each server, and where the machine is emulated.
 const CONNECTIONS: usize = 120;
+const CONNECTIONS_SLOW: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(6);
 /// Connections to a server on which nothing came: with so many, the rest is not tried.
 const STALLED: usize = 3;
@@ -186,9 +188,11 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
     paths.extend(own);
     paths.extend(["/large.bin?{}", "/s/large/{}"].map(str::to_owned));
     add("nginx", nginx, paths);
-    let mut paths: Vec<String> = scripts().collect();
-    paths.extend(["/s/large/{}", "/return/{}"].map(str::to_owned));
-    add("haproxy", haproxy(place, recorder.address())?, paths);
+    if haproxy::runs_here()? {
+        let mut paths: Vec<String> = scripts().collect();
+        paths.extend(["/s/large/{}", "/return/{}"].map(str::to_owned));
+        add("haproxy", haproxy(place, recorder.address())?, paths);
+    }
     let ids = || vec!["/r/{}".to_owned()];
     add("apache", apache::mod_php("apache", place, &Calls::none())?, ids());
     add(
@@ -210,7 +214,8 @@ fn servers(place: &Place, recorder: &Recorder) -> Result<Vec<Server>> {
     Ok(servers)
 }
 
-fn haproxy(place: &Place, behind: SocketAddr) -> Result<App> {
+/// Forwards, but answers `/return/` itself.
+pub(crate) fn haproxy(place: &Place, behind: SocketAddr) -> Result<App> {
     let target = Target::loopback(free_port()?);
     let config = place.write(
         "haproxy.cfg",
@@ -245,7 +250,7 @@ fn drive(server: &Server, recorder: &Recorder) -> Result<Seen> {
     };
     let mut rng = StdRng::seed_from_u64(11);
     let mut responses = BTreeMap::new();
-    for number in 0..CONNECTIONS {
+    for number in 0..if is_slow() { CONNECTIONS_SLOW } else { CONNECTIONS } {
         let count = rng.random_range(1..=5);
         let requests: Vec<_> = (0..count)
             .map(|index| request(server, &format!("{number}-{index}"), &mut rng))
@@ -338,8 +343,8 @@ fn cut(mut head: Vec<u8>, body: Vec<u8>, rng: &mut StdRng) -> Vec<Vec<u8>> {
 fn exchange(address: SocketAddr, requests: &[Request]) -> Result<Connection> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patient(PATIENCE)))?;
+    stream.set_write_timeout(Some(patient(PATIENCE)))?;
     let mut messages = Messages::new(&stream);
     let mut connection = Connection::default();
     for request in requests {

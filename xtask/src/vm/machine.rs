@@ -64,10 +64,13 @@ pub(super) fn run(kernel: &Kernel, initramfs: &[u8], console: Console) -> Result
         .context("the virtual machine ended before the command did; its last words are above")
 }
 
+/// Emulated unless asked otherwise: a /dev/kvm that is there often does not work (in containers, nested).
+pub(super) fn runs_natively() -> bool {
+    std::env::var("SPANWIRE_VM_ACCEL").is_ok_and(|accelerator| accelerator == "kvm")
+}
+
 fn machine_arguments(release: &str) -> Vec<String> {
-    // Emulated unless asked otherwise: a /dev/kvm that is there often does not work (in containers, nested).
-    let kvm = std::env::var("SPANWIRE_VM_ACCEL").is_ok_and(|accelerator| accelerator == "kvm");
-    let (accelerator, cpu) = if kvm {
+    let (accelerator, cpu) = if runs_natively() {
         ("kvm", "host")
     } else {
         ("tcg,thread=multi", emulated_cpu(release))

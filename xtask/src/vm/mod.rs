@@ -16,8 +16,12 @@ use crate::{packages, process, toolchain};
 /// The kernels that the fallbacks are tested on.
 pub(crate) const SUPPORTED: [&str; 4] = ["5.10", "6.1", "6.12", "newest"];
 
+/// How many times as long as on this machine the end-to-end tests may take, by what was seen of emulated ones.
+const PATIENCE: &str = "SPANWIRE_PATIENCE";
+const PATIENCE_EMULATED: &str = "8";
+
 /// What the guest's command finds in its environment, where it is set here.
-const KEEP: [&str; 10] = [
+const KEEP: [&str; 11] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "HOME",
@@ -26,6 +30,7 @@ const KEEP: [&str; 10] = [
     "SPANWIRE_BIN",
     "SPANWIRE_E2E_VENV",
     "SPANWIRE_EXCHANGES",
+    PATIENCE,
     "SPANWIRE_SEED",
     "TERM",
 ];
@@ -94,7 +99,9 @@ fn joined(command: &[String]) -> String {
 
 fn environment() -> String {
     let lines = KEEP.iter().filter_map(|name| {
-        let value = env::var(name).ok()?;
+        let slow = *name == PATIENCE && !machine::runs_natively();
+        let usual = slow.then(|| PATIENCE_EMULATED.to_owned());
+        let value = env::var(name).ok().or(usual)?;
         Some(format!("export {name}={}\n", quoted(&value)))
     });
     lines.collect()
