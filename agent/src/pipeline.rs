@@ -32,6 +32,7 @@ use spanwire_common::drop::UserDrop;
 use self::ingress::Ingress;
 use self::known::Known;
 use self::older::Older;
+use self::rewriting::Repeats;
 pub use self::rewriting::{Control, Rewriting};
 pub use self::snapshot::{ProcessLine, Snapshot};
 use self::unmet::{Missing, Unmet};
@@ -164,6 +165,7 @@ pub fn start(path: DataPath) -> anyhow::Result<Running> {
         ));
     }
     worker.begin_rewriting();
+    worker.plan_repeat(kernel::monotonic_ns());
     for refusal in worker.path.kernel.refusals() {
         tracing::info!(refusal, "hooks not used");
         worker.degradations.push(format!("hooks not used: {refusal}"));
@@ -206,6 +208,7 @@ struct Worker {
     /// Whether messages are rewritten, and what that does.
     rewriting: Rewriting,
     watch: Watch,
+    repeats: Repeats,
     /// What the agent is told while it runs.
     control: Receiver<Control>,
     tell: Sender<Control>,
@@ -241,6 +244,7 @@ impl Worker {
             unmet: Unmet::default(),
             rewriting: Rewriting::default(),
             watch: Watch::default(),
+            repeats: Repeats::default(),
             control,
             tell,
             ingress: Ingress::default(),

@@ -29,6 +29,19 @@ pub struct Rewriting {
     pub reasons: Vec<String>,
 }
 
+/// Repeats of a self-test that leaves something open: how many, and how long before the first.
+const REPEATS: u32 = 5;
+const REPEAT_NS: u64 = 5_000_000_000;
+
+/// Of the self-test's repeats.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Repeats {
+    done: u32,
+    next_ns: Option<u64>,
+    /// Rewriting was ended: nothing begins it again by itself.
+    is_off: bool,
+}
+
 impl Worker {
     /// Rewrites what the configuration asks for and the self-test allows. Nothing else depends on it.
     pub(super) fn begin_rewriting(&mut self) {
@@ -70,6 +83,7 @@ impl Worker {
 
     /// Every socket is its own again, now.
     fn end_rewriting(&mut self, reason: &str) {
+        self.repeats.is_off = true;
         self.older.end();
         self.path.kernel.end_rewriting();
         for hook in crate::sys::rewrite::HOOKS {
@@ -86,12 +100,13 @@ impl Worker {
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::EndRewriting => self.end_rewriting("SIGUSR1"),
-                Control::BeginRewriting => self.test_again(),
-                Control::Allow(modes) => {
-                    self.path.rewrite.allow(*modes);
-                    self.begin_again(now_ns);
+                Control::BeginRewriting => {
+                    self.repeats = Repeats::default();
+                    self.test_again();
                 }
+                Control::Allow(modes) => self.allow(*modes, now_ns),
                 Control::Rewrite(mut policy) => {
+                    self.repeats.is_off = false;
                     policy.allow(self.path.rewrite.modes().clone());
                     self.path.rewrite = *policy;
                     self.begin_again(now_ns);
@@ -115,6 +130,19 @@ impl Worker {
         }
     }
 
+    /// The self-test has run once more. Whoever has switched rewriting off meanwhile has the last word.
+    fn allow(&mut self, modes: Modes, now_ns: u64) {
+        if self.repeats.is_off {
+            return;
+        }
+        let is_news = modes != *self.path.rewrite.modes() || !self.rewriting.is_on;
+        self.path.rewrite.allow(modes);
+        if is_news {
+            self.begin_again(now_ns);
+        }
+        self.plan_repeat(now_ns);
+    }
+
     fn begin_again(&mut self, now_ns: u64) {
         self.older.end();
         self.path.kernel.end_rewriting();
@@ -127,6 +155,25 @@ impl Worker {
         }
         self.begin_rewriting();
         tracing::info!(is_on = self.rewriting.is_on, "rewriting: settled anew");
+    }
+
+    /// Once a second: has the self-test run again where a row had no answer, each time after twice as long.
+    pub(super) fn repeat_test(&mut self, now_ns: u64) {
+        let wait = self.repeats;
+        let is_due = !wait.is_off && wait.next_ns.is_some_and(|next_ns| now_ns >= next_ns);
+        if is_due && wait.done < REPEATS {
+            tracing::info!("the self-test runs again: a row had no answer");
+            self.repeats.done += 1;
+            self.repeats.next_ns = None;
+            self.test_again();
+        }
+    }
+
+    /// When the self-test is to run again.
+    pub(super) fn plan_repeat(&mut self, now_ns: u64) {
+        let is_open = self.path.rewrite.is_on() && self.path.rewrite.modes().is_open();
+        let wait_ns = REPEAT_NS << self.repeats.done.min(REPEATS);
+        self.repeats.next_ns = is_open.then_some(now_ns + wait_ns);
     }
 
     /// Once a second: ends rewriting where the counters show trouble.

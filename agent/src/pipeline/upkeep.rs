@@ -113,6 +113,7 @@ impl Worker {
             .retain(|pid, _| discoverer.knows(*pid));
         self.known.forget_ended();
         self.watch_rewriting();
+        self.repeat_test(now_ns);
         self.publish_snapshot(now_ns);
     }
 

@@ -72,6 +72,13 @@ impl Modes {
         Self::of(&SelfTest::without_answers(reason))
     }
 
+    /// A row has no answer: on a busy machine it may have one later.
+    pub fn is_open(&self) -> bool {
+        let modes = self.each().map(|(_, mode)| mode.as_ref().err());
+        let mut against = modes.into_iter().flatten().flat_map(|reason| &reason.against);
+        against.any(|against| against.verdict == Verdict::Unknown)
+    }
+
     /// Each mode with its name, from the narrowest to the widest.
     pub fn each(&self) -> [(&'static str, &Result<(), Reason>); 4] {
         [
@@ -174,6 +181,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_row_without_an_answer_leaves_it_open() {
+        let of = |rows: &[(Row, Verdict)]| Modes::of(&test_with(rows)).is_open();
+        assert!(of(&[(Row::Removal, Verdict::Unknown)]));
+        assert!(!of(&[(Row::Removal, Verdict::Faulty)]) && !of(&[]));
     }
 
     #[test]

@@ -4,8 +4,8 @@
 
 mod bulk;
 mod clients;
-mod killed;
 mod coverage;
+mod killed;
 mod probe;
 mod servers;
 

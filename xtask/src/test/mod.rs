@@ -27,7 +27,7 @@ const ON_FAULTY_SOCKMAPS: [&str; 3] = ["w3c", "rewriting", "differential"];
 /// A node has one agent at a time; and what a privileged test measured is worth reading when it passed, too.
 const ONE_AT_A_TIME: [&str; 2] = ["--test-threads=1", "--nocapture"];
 /// What the end-to-end tests read from their environment.
-const ENVIRONMENT: [&str; 8] = [
+const ENVIRONMENT: [&str; 9] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "PATH",
@@ -36,6 +36,7 @@ const ENVIRONMENT: [&str; 8] = [
     "SPANWIRE_E2E_VENV",
     EXCHANGES,
     "SPANWIRE_SEED",
+    "SPANWIRE_COVERAGE",
 ];
 /// How many generated exchanges the differential test plays; `--all` plays more than it does by itself.
 const EXCHANGES: &str = "SPANWIRE_EXCHANGES";
