@@ -21,13 +21,14 @@ const PATIENCE: &str = "SPANWIRE_PATIENCE";
 const PATIENCE_EMULATED: &str = "8";
 
 /// What the guest's command finds in its environment, where it is set here.
-const KEEP: [&str; 11] = [
+const KEEP: [&str; 12] = [
     "CARGO_MANIFEST_DIR",
     "CARGO_TARGET_DIR",
     "HOME",
     "PATH",
     "RUST_BACKTRACE",
     "SPANWIRE_BIN",
+    "SPANWIRE_COVERAGE",
     "SPANWIRE_E2E_VENV",
     "SPANWIRE_EXCHANGES",
     PATIENCE,
